@@ -1,0 +1,1 @@
+"""The host tiers, and fetching between them."""

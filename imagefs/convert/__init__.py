@@ -1,0 +1,1 @@
+"""A source becomes an image: read, flatten, pack, publish."""

@@ -1,0 +1,1 @@
+"""The process that serves mounts, and how to talk to it."""

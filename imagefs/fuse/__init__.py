@@ -1,0 +1,1 @@
+"""The FUSE face of a mounted image: the only importers of pyfuse3."""

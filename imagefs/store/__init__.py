@@ -1,0 +1,1 @@
+"""Where immutable blobs and refs live."""

@@ -1,0 +1,104 @@
+"""The ``ObjectStore`` protocol and the store's key layout.
+
+An interface comment here is a contract; ``tests/store/conformance.py`` holds every implementation to it.
+
+Guarantees that every implementation gives:
+
+- all methods are plain blocking functions, safe from many threads at once;
+- ``put_if_absent`` and ``replace`` are atomic and durable when they return: a reader sees all of the bytes or no key, also after a
+  crash at any point;
+- ``get`` returns exactly the bytes asked for, or raises; it does *not* verify digests: its callers do;
+- errors are ``NotFoundError``, ``ConflictError``, ``StoreFullError``, ``AccessError``, ``DeadlineError`` and ``StoreError``, nothing else.
+
+Keys are ``/``-separated relative paths of ``[A-Za-z0-9._-]`` parts; anything else is refused before I/O.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from imagefs.digest import Buffer
+
+STORE_FORMAT: Final = 1
+"""Version of the layout below. A store that says another one is refused."""
+
+MARKER_KEY: Final = "imagefs-store.json"
+"""``{"format": 1}``: says that this directory or prefix is a store, and of which version."""
+
+
+@dataclass(frozen=True, slots=True)
+class ByteRange:
+    """A run of bytes of one stored blob: ``start`` inclusive, ``end`` exclusive, ``0 <= start < end``."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class KeyInfo:
+    """One key as a listing or ``head`` shows it: ``size`` in bytes, ``mtime`` in seconds since the epoch."""
+
+    key: str
+    size: int
+    mtime: float
+
+
+class ObjectStore(Protocol):
+    """A flat namespace of immutable blobs, and of a few refs that change by compare-and-swap."""
+
+    @property
+    def url(self) -> str:
+        """The URL that opens this store again, without credentials."""
+
+    def get(self, key: str, byte_range: ByteRange | None = None) -> bytes:
+        """Return the blob, or exactly the bytes of ``byte_range``.
+
+        ``NotFoundError`` if there is no such key; ``IntegrityError`` if the blob ends before ``byte_range.end``.
+        """
+
+    def get_versioned(self, key: str) -> tuple[bytes, str]:
+        """Return the blob and an opaque version token for ``replace``. ``NotFoundError`` if absent."""
+
+    def head(self, key: str) -> KeyInfo:
+        """Return size and time of one key. ``NotFoundError`` if absent."""
+
+    def put_if_absent(self, key: str, data: Buffer | Sequence[Buffer]) -> bool:
+        """Store ``data`` (one buffer, or several to be written back to back) unless the key exists.
+
+        Returns True if this call wrote it, False if the key was there already (its bytes are left alone).
+        """
+
+    def replace(self, key: str, data: Buffer, *, version: str | None) -> str:
+        """Write a mutable key if it still has ``version`` (None: if it is absent); return the new version.
+
+        ``ConflictError`` if another writer was faster.
+        """
+
+    def list(self, prefix: str) -> Iterator[KeyInfo]:
+        """Yield every key that starts with ``prefix`` in bytewise order. Keys written or deleted meanwhile may or may not show."""
+
+    def delete(self, key: str) -> bool:
+        """Delete a key; True if it was there. Deleting twice is not an error."""
+
+    def close(self) -> None:
+        """Release sockets and descriptors. The store is not used afterwards."""
+
+
+def manifest_key(hex_digest: str) -> str:
+    """Key of a manifest."""
+    return f"manifests/{hex_digest}"
+
+
+def blob_key(hex_digest: str) -> str:
+    """Key of a tree, object map or profile: named by the BLAKE3 of its *uncompressed* bytes, stored zstd-compressed."""
+    return f"blobs/{hex_digest}"
+
+
+def pack_key(hex_digest: str) -> str:
+    """Key of a pack: named by the BLAKE3 of its bytes as stored."""
+    return f"packs/{hex_digest}"
+
+
+def ref_key(name: str, tag: str) -> str:
+    """Key of a ref."""
+    return f"refs/{name}/{tag}"

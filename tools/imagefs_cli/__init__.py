@@ -1,0 +1,1 @@
+"""The `imagefs` command, one module a command group."""
