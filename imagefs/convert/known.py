@@ -1,0 +1,69 @@
+"""What the store has already: the packs of its images, found by the run of frames that they hold.
+
+A converter that meets the same run of frames again takes pack, offsets and lengths from an older image's object map instead of
+compressing. This changes the work, never the result: the same run gives the same pack on every machine.
+
+Invariants: filled before the first :meth:`KnownPacks.find` and read-only afterwards, so workers need no lock. Object maps lie in a scratch
+file each and are read in place; memory is one dictionary entry a pack. A damaged or missing map costs its savings and nothing else.
+"""
+
+import mmap
+from pathlib import Path
+from typing import Final
+
+from imagefs.errors import ImageFSError
+from imagefs.format.objectmap import ObjectMap
+from imagefs.format.pack import FrameEntry
+from imagefs.store.base import ObjectStore, pack_key
+from imagefs.store.images import fetch_blob_to, get_manifest
+
+MANIFESTS_MAX: Final = 64
+"""The newest images that are looked at: a bound on time and scratch space in a store of thousands."""
+
+
+class KnownPacks:
+    """An index over the packs of the newest images in a store."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        """Know nothing yet."""
+        self._store = store
+        self._rows: dict[bytes, tuple[ObjectMap, int]] = {}
+
+    @classmethod
+    def load(cls, store: ObjectStore, scratch: Path) -> "KnownPacks":
+        """Read the maps of the newest images into ``scratch`` (an existing private directory)."""
+        known = cls(store)
+        newest = sorted(store.list("manifests/"), key=lambda info: (-info.mtime, info.key))[:MANIFESTS_MAX]
+        for info in newest:
+            try:
+                manifest = get_manifest(store, info.key.removeprefix("manifests/"))
+                path = scratch / manifest.objects.digest
+                if not path.exists():
+                    fetch_blob_to(store, manifest.objects.digest, manifest.objects.size, path)
+                    known.add(path)
+            except ImageFSError:
+                # An image that cannot be read is fsck's business; converting another one must not depend on it.
+                continue
+        return known
+
+    def add(self, path: Path) -> None:
+        """Index the object map in the file ``path``."""
+        with path.open("rb") as file:
+            object_map = ObjectMap(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        for number in range(object_map.pack_count):
+            self._rows.setdefault(object_map.pack(number).key, (object_map, number))
+
+    def find(self, key: bytes) -> tuple[bytes, int, list[FrameEntry]] | None:
+        """Return (digest, stored size, frames) of the pack whose frames' digests hash to ``key``, if it is known *and* still in the store."""
+        row = self._rows.get(key)
+        if row is None:
+            return None
+        object_map, number = row
+        pack = object_map.pack(number)
+        try:
+            if self._store.head(pack_key(pack.digest.hex())).size != pack.size:
+                return None
+        except ImageFSError:
+            return None
+        frames = [object_map.frame(i) for i in range(pack.first_frame, pack.first_frame + pack.frame_count)]
+        return pack.digest, pack.size, [FrameEntry(f.digest, f.offset, f.stored, f.length, f.codec) for f in frames]
