@@ -1,0 +1,216 @@
+"""The configuration: one frozen :class:`Config`, built once by :func:`load_config` and passed down.
+
+For each setting a flag wins over the environment, which wins over the TOML file, which wins over the default. All paths in a
+``Config`` are absolute and the store is a URL, so that two spellings of the same place lead to the same daemon.
+
+This is the only module that reads the environment. It touches no file but the TOML file, and creates nothing.
+"""
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote, unquote, urlsplit
+
+from imagefs.digest import digest_of
+from imagefs.errors import UsageError
+
+LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+
+ENVIRONMENT: Final[Mapping[str, str]] = {
+    "store": "IMAGEFS_STORE",
+    "cache": "IMAGEFS_CACHE",
+    "runtime": "IMAGEFS_RUNTIME",
+    "ram_bytes": "IMAGEFS_RAM_BYTES",
+    "store_deadline": "IMAGEFS_STORE_DEADLINE",
+    "log_level": "IMAGEFS_LOG_LEVEL",
+}
+"""The environment variable of each setting. ``IMAGEFS_CONFIG`` names the TOML file."""
+
+_INSTANCE_DIGITS: Final = 16
+_MAX_TOML_BYTES: Final = 1 << 20
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(?:i?B)?|B)?", re.IGNORECASE)
+_UNITS: Final = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What a run of any ImageFS program was told.
+
+    ``store`` is a URL; ``cache`` holds the SSD tier, ``runtime`` the sockets and the mount table. ``ram_bytes`` bounds the RAM tier;
+    ``store_deadline`` is in seconds: no read waits longer for the store.
+    """
+
+    store: str
+    cache: Path
+    runtime: Path
+    ram_bytes: int = 512 << 20
+    store_deadline: float = 30.0
+    log_level: str = "warning"
+
+    def instance(self, mountpoint: str | Path | None = None) -> str:
+        """Name of the daemon that serves this store with this cache; of its own for ``mountpoint`` if one is given (without root)."""
+        parts = [os.fsencode(self.store), os.fsencode(self.cache)]
+        if mountpoint is not None:
+            parts.append(os.fsencode(mountpoint))
+        return digest_of(b"\0".join(parts)).hex()[:_INSTANCE_DIGITS]
+
+    def instance_dir(self, mountpoint: str | Path | None = None) -> Path:
+        """Directory below ``runtime`` with that daemon's control socket, lock and log."""
+        return self.runtime / self.instance(mountpoint)
+
+
+def load_config(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None) -> Config:
+    """Build the configuration from ``flags`` (by setting name, plus ``config``; None means not given), environment and TOML file.
+
+    ``environ`` stands in for the process environment. ``UsageError`` names the place that a bad value came from.
+    """
+    env = os.environ if environ is None else environ
+    flags = flags or {}
+    values: dict[str, Any] = _defaults(env)
+    origins = dict.fromkeys(values, "default")
+    path, required = _toml_path(flags.get("config"), env)
+    layers = [
+        (lambda _: str(path), _read_toml(path, required=required)),
+        (lambda name: ENVIRONMENT[name], {name: env[variable] for name, variable in ENVIRONMENT.items() if env.get(variable)}),
+        (lambda name: "--" + name.replace("_", "-"), {name: flags[name] for name in values if flags.get(name) is not None}),
+    ]
+    for origin, layer in layers:
+        values |= layer
+        origins |= {name: origin(name) for name in layer}
+    return Config(**{name: _PARSERS[name](value, origins[name]) for name, value in values.items()})
+
+
+def store_path(url: str) -> Path | None:
+    """Return the directory of a ``file:`` URL, or None for a store elsewhere."""
+    parts = urlsplit(url)
+    return Path(unquote(parts.path)) if parts.scheme == "file" else None
+
+
+def parse_size(text: str | int) -> int:
+    """Read a size in bytes such as ``536870912``, ``512MiB`` or ``1.5G`` (units are powers of 1024); ``ValueError`` otherwise."""
+    if isinstance(text, bool):
+        raise ValueError(text)
+    if isinstance(text, int):
+        return text
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(text)
+    number, unit = match[1], (match[2] or "").upper()
+    return int(number) << _UNITS[unit] if "." not in number else int(float(number) * (1 << _UNITS[unit]))
+
+
+def _defaults(env: Mapping[str, str]) -> dict[str, Any]:
+    """Root uses the system's directories, everybody else those of the XDG specification."""
+    if os.geteuid() == 0:
+        store, cache, runtime = "/var/lib/imagefs/store", "/var/cache/imagefs", "/run/imagefs"
+    else:
+        home = env.get("HOME") or str(Path.home())
+        store = (env.get("XDG_DATA_HOME") or f"{home}/.local/share") + "/imagefs/store"
+        cache = (env.get("XDG_CACHE_HOME") or f"{home}/.cache") + "/imagefs"
+        # Not below /tmp: there another user could have made the directory first.
+        runtime = (env.get("XDG_RUNTIME_DIR") or f"{home}/.local/state") + "/imagefs"
+    declared = {field.name: field.default for field in fields(Config)}
+    return declared | {"store": store, "cache": cache, "runtime": runtime}
+
+
+def _toml_path(flag: str | Path | None, env: Mapping[str, str]) -> tuple[Path, bool]:
+    """Return the TOML file to read, and whether it has to exist because somebody named it."""
+    named = flag or env.get("IMAGEFS_CONFIG")
+    if named:
+        return Path(named), True
+    if os.geteuid() == 0:
+        return Path("/etc/imagefs/config.toml"), False
+    home = env.get("HOME") or str(Path.home())
+    own = Path(env.get("XDG_CONFIG_HOME") or f"{home}/.config") / "imagefs/config.toml"
+    return (own if own.is_file() else Path("/etc/imagefs/config.toml")), False
+
+
+def _read_toml(path: Path, *, required: bool) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_TOML_BYTES + 1)
+    except FileNotFoundError as error:
+        if not required:
+            return {}
+        raise UsageError(f"the configuration file {path} does not exist") from error
+    except OSError as error:
+        raise UsageError(f"cannot read the configuration file {path}: {error.strerror}") from error
+    if len(data) > _MAX_TOML_BYTES:
+        raise UsageError(f"the configuration file {path} is larger than {_MAX_TOML_BYTES} bytes")
+    # Imported here: most runs have no file, and the parser costs a tenth of the start of a short command.
+    import tomllib  # noqa: PLC0415
+
+    try:
+        document = tomllib.loads(data.decode())
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        raise UsageError(f"the configuration file {path} is not TOML: {error}") from error
+    unknown = sorted(set(document) - set(ENVIRONMENT))
+    if unknown:
+        raise UsageError(f"unknown setting {unknown[0]!r} in {path}", hint="known are " + ", ".join(ENVIRONMENT))
+    return document
+
+
+def _text(value: object, origin: str) -> str:
+    text = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise UsageError(f"{origin}: expected a text that is not empty, got {value!r}")
+    return text
+
+
+def _store(value: object, origin: str) -> str:
+    """Give a store its one spelling: ``file:///absolute/path`` for a directory, a URL without a final slash otherwise."""
+    text = _text(value, origin)
+    # Only "scheme:" followed by "//" is a URL: a directory may well have a colon in its name.
+    if text.startswith("file:"):
+        parts = urlsplit(text)
+        if parts.netloc not in {"", "localhost"} or not parts.path.startswith("/") or parts.query or parts.fragment:
+            raise UsageError(f"{origin}: not a directory store: {text!r}", hint="write file:///absolute/path")
+        text = unquote(parts.path)
+    elif "://" in text:
+        return text.rstrip("/")
+    return "file://" + quote(os.fsencode(os.path.abspath(os.path.expanduser(text))))  # noqa: PTH100, PTH111 # Path keeps ".."
+
+
+def _path(value: object, origin: str) -> Path:
+    # Path.absolute keeps "..", and Path.resolve follows links, which may hang on a dead mount.
+    return Path(os.path.abspath(os.path.expanduser(_text(value, origin))))  # noqa: PTH100, PTH111
+
+
+def _ram_bytes(value: object, origin: str) -> int:
+    try:
+        size = parse_size(value if isinstance(value, int) else _text(value, origin))
+    except ValueError as error:
+        raise UsageError(f"{origin}: not a size: {value!r}", hint="for example 512MiB") from error
+    if size < 1 << 20:
+        raise UsageError(f"{origin}: {value!r} is too small for the RAM tier", hint="at least 1MiB")
+    return size
+
+
+def _deadline(value: object, origin: str) -> float:
+    try:
+        seconds = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else float(_text(value, origin))
+    except ValueError as error:
+        raise UsageError(f"{origin}: not a number of seconds: {value!r}") from error
+    if not 0 < seconds <= 24 * 3600:
+        raise UsageError(f"{origin}: {value!r} is not a usable deadline", hint="more than 0 and at most 86400 seconds")
+    return seconds
+
+
+def _log_level(value: object, origin: str) -> str:
+    level = _text(value, origin).lower()
+    if level not in LOG_LEVELS:
+        raise UsageError(f"{origin}: no such log level: {value!r}", hint="one of " + ", ".join(LOG_LEVELS))
+    return level
+
+
+_PARSERS: Final[Mapping[str, Callable[[object, str], Any]]] = {
+    "store": _store,
+    "cache": _path,
+    "runtime": _path,
+    "ram_bytes": _ram_bytes,
+    "store_deadline": _deadline,
+    "log_level": _log_level,
+}
