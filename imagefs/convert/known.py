@@ -34,22 +34,26 @@ class KnownPacks:
         """Read the maps of the newest images into ``scratch`` (an existing private directory)."""
         known = cls(store)
         newest = sorted(store.list("manifests/"), key=lambda info: (-info.mtime, info.key))[:MANIFESTS_MAX]
+        seen: set[str] = set()
         for info in newest:
             try:
                 manifest = get_manifest(store, info.key.removeprefix("manifests/"))
+                if manifest.objects.digest in seen:
+                    continue
+                seen.add(manifest.objects.digest)
                 path = scratch / manifest.objects.digest
-                if not path.exists():
-                    fetch_blob_to(store, manifest.objects.digest, manifest.objects.size, path)
-                    known.add(path)
+                fetch_blob_to(store, manifest.objects.digest, manifest.objects.size, path)
+                known.add(path)
             except ImageFSError:
                 # An image that cannot be read is fsck's business; converting another one must not depend on it.
                 continue
         return known
 
     def add(self, path: Path) -> None:
-        """Index the object map in the file ``path``."""
+        """Index the object map in the file ``path``, and unlink it: the mapping keeps it, and a killed process leaves nothing."""
         with path.open("rb") as file:
             object_map = ObjectMap(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        path.unlink()
         for number in range(object_map.pack_count):
             self._rows.setdefault(object_map.pack(number).key, (object_map, number))
 
