@@ -1,0 +1,108 @@
+"""Blobs and manifests: put and fetched by digest, and verified. Nothing that comes out of here is unverified.
+
+A blob (a tree, an object map, a profile) is named by the digest of its uncompressed bytes and stored as one zstd frame.
+"""
+
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import zstandard
+
+from imagefs.digest import Buffer, Hasher, digest_of
+from imagefs.errors import IntegrityError, NotFoundError, StoreFullError
+from imagefs.format.manifest import MANIFEST_MAX, Manifest, decode, encode
+from imagefs.store.base import ByteRange, ObjectStore, blob_key, manifest_key
+
+BLOB_LEVEL: Final = 3
+_STEP: Final = 4 * 1024 * 1024
+
+
+def put_blob(store: ObjectStore, raw: Buffer) -> tuple[str, int]:
+    """Store a blob unless the store has it; return its hex digest and how many bytes were added to the store."""
+    name = digest_of(raw).hex()
+    try:
+        store.head(blob_key(name))
+    except NotFoundError:
+        packed = zstandard.ZstdCompressor(level=BLOB_LEVEL, write_content_size=True).compress(raw)
+        return name, len(packed) if store.put_if_absent(blob_key(name), packed) else 0
+    return name, 0
+
+
+def get_blob(store: ObjectStore, name: str, size: int) -> bytes:
+    """Return a blob of ``size`` bytes. ``IntegrityError`` if it is not what its name says."""
+    return b"".join(_blob_chunks(store, name, size))
+
+
+def fetch_blob_to(store: ObjectStore, name: str, size: int, path: Path) -> int:
+    """Bring a blob of ``size`` bytes to the file ``path``, which appears verified and whole or not at all; return the bytes moved.
+
+    Memory is bounded whatever the size.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with temporary.open("xb", buffering=0) as file:
+            for chunk in _blob_chunks(store, name, size):
+                view = memoryview(chunk)
+                while view:
+                    view = view[file.write(view) :]
+        temporary.chmod(0o444)
+        temporary.rename(path)
+    except OSError as error:
+        raise StoreFullError(f"cannot keep {path}: {os.strerror(error.errno or 0)}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return store.head(blob_key(name)).size
+
+
+def _blob_chunks(store: ObjectStore, name: str, size: int) -> Iterator[bytes]:
+    """Yield a blob's bytes in pieces. The last piece comes only after the whole was verified."""
+    key = blob_key(name)
+    stored = store.head(key).size
+    hasher = Hasher()
+    seen = 0
+    held = b""
+    decompressor = zstandard.ZstdDecompressor().decompressobj()
+    try:
+        for start in range(0, stored, _STEP):
+            piece = store.get(key, ByteRange(start, min(start + _STEP, stored)))
+            # Small bites bound what one call may inflate to, whatever the bytes are.
+            for at in range(0, len(piece), 65536):
+                data = decompressor.decompress(piece[at : at + 65536])
+                seen += len(data)
+                if seen > size:
+                    raise IntegrityError(f"blob {name} is longer than the {size} bytes that its manifest says")
+                hasher.update(data)
+                if data:
+                    yield held
+                    held = data
+    except zstandard.ZstdError as error:
+        raise IntegrityError(f"blob {name} is damaged: {error}") from error
+    if seen != size or hasher.digest().hex() != name:
+        raise IntegrityError(f"blob {name} is damaged: its bytes do not have that digest")
+    yield held
+
+
+def put_manifest(store: ObjectStore, manifest: Manifest) -> tuple[str, int]:
+    """Store a manifest, which everything it names must be in the store for; return its hex digest and the bytes added."""
+    data = encode(manifest)
+    name = digest_of(data).hex()
+    return name, len(data) if store.put_if_absent(manifest_key(name), data) else 0
+
+
+def get_manifest(store: ObjectStore, name: str) -> Manifest:
+    """Return a manifest, verified."""
+    key = manifest_key(name)
+    try:
+        if store.head(key).size > MANIFEST_MAX:
+            raise IntegrityError(f"manifest {name} is longer than {MANIFEST_MAX} bytes")
+        data = store.get(key)
+    except NotFoundError as error:
+        raise NotFoundError(f"the store has no manifest {name}", hint="its ref points at nothing: convert the image again") from error
+    if digest_of(data).hex() != name:
+        raise IntegrityError(f"manifest {name} is damaged: its bytes do not have that digest", hint="convert the image again")
+    return decode(data)
+
+

@@ -1,0 +1,294 @@
+"""The store in a directory.
+
+Guarantees: those of :class:`~imagefs.store.base.ObjectStore`, for several writers on one host. A blob is written under ``tmp/``, made durable, and
+only then given its name with ``link(2)``, which fails if the name exists; so a key is whole or absent, whatever dies when.
+Writers that arrive together share one ``syncfs(2)``, because an ``fsync`` for each of a thousand packs costs more than compressing them.
+Refs change under an ``flock``, with a rename.
+
+Assumes a local file system with hard links and ``flock``. What does not live here: which keys there are, and what is in the blobs.
+"""
+
+import ctypes
+import errno
+import fcntl
+import os
+import re
+import secrets
+import stat
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from imagefs.digest import Buffer, digest_of
+from imagefs.errors import AccessError, ConflictError, ImageFSError, IntegrityError, NotFoundError, StoreError, StoreFullError, UsageError
+from imagefs.store.base import ByteRange, KeyInfo
+
+_KEY: Final = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9._+-]*(/[A-Za-z0-9_+-][A-Za-z0-9._+-]*)*")
+_TMP: Final = "tmp"
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _GroupSync:
+    """Makes files durable in groups: whoever comes while a ``syncfs`` runs waits for the next one, which serves all who wait."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._condition = threading.Condition()
+        self._running = False
+        self._started = 0
+        self._finished = 0
+        self._error = 0
+
+    def sync(self) -> None:
+        """Return when everything written before this call is on the disk."""
+        with self._condition:
+            # A sync that has begun may have passed our file already: only one that begins from now on counts.
+            ticket = self._started + 1
+            while self._finished < ticket and self._running:
+                self._condition.wait(60)
+            if self._finished >= ticket:
+                self._raise()
+                return
+            self._running = True
+            self._started += 1
+        error = ctypes.get_errno() or errno.EIO if _libc.syncfs(self._descriptor) else 0
+        with self._condition:
+            self._running = False
+            self._finished = self._started
+            self._error = error
+            self._condition.notify_all()
+            self._raise()
+
+    def _raise(self) -> None:
+        if self._error:
+            raise OSError(self._error, os.strerror(self._error))
+
+
+class LocalStore:
+    """A store in the directory ``root``, which must be one (:func:`~imagefs.store.opening.open_store` checks and creates)."""
+
+    def __init__(self, root: Path) -> None:
+        """Open the directory; ``close`` releases it."""
+        self._root = root
+        with _errors(str(root)):
+            self._descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._group = _GroupSync(self._descriptor)
+        self._directories: set[str] = set()
+
+    @property
+    def url(self) -> str:
+        """``file://`` and the absolute path."""
+        return self._root.absolute().as_uri()
+
+    def close(self) -> None:
+        """Close the directory."""
+        os.close(self._descriptor)
+
+    # -- reading --------------------------------------------------------------------------------------------------------------------
+
+    def get(self, key: str, byte_range: ByteRange | None = None) -> bytes:
+        """See :meth:`ObjectStore.get <imagefs.store.base.ObjectStore.get>`."""
+        with _errors(key):
+            descriptor = os.open(self._path(key), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                start, end = (0, os.fstat(descriptor).st_size) if byte_range is None else (byte_range.start, byte_range.end)
+                data = os.pread(descriptor, end - start, start)
+                while len(data) < end - start:
+                    more = os.pread(descriptor, end - start - len(data), start + len(data))
+                    if not more:
+                        raise IntegrityError(f"{key} ends at byte {start + len(data)}: {end} were to be read")
+                    data += more
+            finally:
+                os.close(descriptor)
+        return data
+
+    def get_versioned(self, key: str) -> tuple[bytes, str]:
+        """See the protocol; a version is the digest of the bytes."""
+        data = self.get(key)
+        return data, digest_of(data).hex()
+
+    def head(self, key: str) -> KeyInfo:
+        """See the protocol."""
+        with _errors(key):
+            status = os.stat(self._path(key), follow_symlinks=False)
+        if not stat.S_ISREG(status.st_mode):
+            raise NotFoundError(f"the store has no {key}")
+        return KeyInfo(key, status.st_size, status.st_mtime)
+
+    def list(self, prefix: str) -> Iterator[KeyInfo]:
+        """See the protocol. Reads one directory at a time."""
+        folder, _, start = prefix.rpartition("/")
+        yield from self._list(folder, start)
+
+    def _list(self, folder: str, start: str) -> Iterator[KeyInfo]:
+        with _errors(folder):
+            try:
+                with os.scandir(self._root / folder) as entries:
+                    # As keys sort: "a/b" after "a-b", so a directory sorts with its slash.
+                    names = sorted(entry.name + "/" * entry.is_dir(follow_symlinks=False) for entry in entries)
+            except (FileNotFoundError, NotADirectoryError):
+                return
+        for name in names:
+            key = f"{folder}/{name}" if folder else name
+            if not name.startswith(start) or (not folder and name == f"{_TMP}/"):
+                continue
+            if name.endswith("/"):
+                yield from self._list(key[:-1], "")
+            else:
+                try:
+                    yield self.head(key)
+                except (NotFoundError, UsageError):
+                    continue
+
+    # -- writing --------------------------------------------------------------------------------------------------------------------
+
+    def put_if_absent(self, key: str, data: Buffer | Sequence[Buffer]) -> bool:
+        """See the protocol."""
+        path = self._path(key)
+        with _errors(key):
+            if os.path.lexists(path):
+                return False
+            self._make_parent(path)
+            with self._temporary(data, key) as temporary:
+                self._group.sync()
+                try:
+                    os.link(temporary, path)
+                except FileExistsError:
+                    return False
+        return True
+
+    def replace(self, key: str, data: Buffer, *, version: str | None) -> str:
+        """See the protocol."""
+        path = self._path(key)
+        with _errors(key), self._lock():
+            try:
+                current: str | None = digest_of(path.read_bytes()).hex()
+            except (FileNotFoundError, NotADirectoryError):
+                current = None
+            if current != version:
+                raise ConflictError(f"{key} was changed by another writer", hint="try again")
+            self._make_parent(path)
+            with self._temporary(data, key) as temporary:
+                self._group.sync()
+                os.rename(temporary, path)  # noqa: PTH104
+                _sync_directory(path.parent)
+        return digest_of(data).hex()
+
+    def delete(self, key: str) -> bool:
+        """See the protocol. Directories that become empty go too, so that a ref's name can become another's prefix."""
+        path = self._path(key)
+        with _errors(key):
+            try:
+                path.unlink()
+            except (FileNotFoundError, NotADirectoryError):
+                return False
+            top = key.partition("/")[0]
+            parent = path.parent
+            while parent != self._root / top and parent != self._root:
+                try:
+                    parent.rmdir()
+                except OSError:
+                    break
+                parent = parent.parent
+        return True
+
+    # -- inside ---------------------------------------------------------------------------------------------------------------------
+
+    def _path(self, key: str) -> Path:
+        if not _KEY.fullmatch(key) or key.split("/", 1)[0] == _TMP:
+            raise UsageError(f"not a key of a store: {key[:120]!r}")
+        return self._root / key
+
+    def _make_parent(self, path: Path) -> None:
+        parent = str(path.parent)
+        if parent in self._directories and os.path.isdir(parent):  # noqa: PTH112
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sync_directory(self._root)
+        self._directories.add(parent)
+
+    @contextmanager
+    def _temporary(self, data: Buffer | Sequence[Buffer], key: str) -> Iterator[str]:
+        """Write ``data`` to a file under ``tmp/`` and remove that name again. The flock tells a living writer's file from a dead one's."""
+        folder = self._root / _TMP
+        path = str(folder / f"{secrets.token_hex(8)}.{key.rpartition('/')[2][:32]}")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            descriptor = os.open(path, flags, 0o644)
+        except FileNotFoundError:
+            folder.mkdir(exist_ok=True)
+            descriptor = os.open(path, flags, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            _write_all(descriptor, [data] if isinstance(data, bytes | bytearray | memoryview) else data)
+            yield path
+        finally:
+            try:
+                os.unlink(path)  # noqa: PTH108
+            except FileNotFoundError:
+                pass
+            os.close(descriptor)
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        (self._root / _TMP).mkdir(exist_ok=True)
+        descriptor = os.open(self._root / _TMP / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def sweep(self) -> None:
+        """Remove what writers that were killed left under ``tmp/``."""
+        try:
+            with os.scandir(self._root / _TMP) as entries:
+                names = [entry.path for entry in entries if entry.name != "lock"]
+            for name in names:
+                descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    os.unlink(name)  # noqa: PTH108
+                finally:
+                    os.close(descriptor)
+        except OSError:
+            # Another writer's file, or one that somebody else has just removed: not ours to clean.
+            return
+
+
+def _write_all(descriptor: int, parts: Sequence[Buffer]) -> None:
+    views = [memoryview(part).cast("B") for part in parts if len(part)]
+    while views:
+        written = os.writev(descriptor, views[:512])
+        while views and written >= len(views[0]):
+            written -= len(views.pop(0))
+        if written:
+            views[0] = views[0][written:]
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _errors(what: str) -> Iterator[None]:
+    """Turn what the operating system says into the error tree."""
+    try:
+        yield
+    except ImageFSError:
+        raise
+    except OSError as error:
+        code = error.errno
+        if code in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            raise NotFoundError(f"the store has no {what}") from error
+        if code in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreFullError(f"the store has no room for {what}", hint="free some space; what was written is used by the next try") from error
+        if code in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise AccessError(f"the store does not let this user write or read {what}: {os.strerror(code)}") from error
+        raise StoreError(f"{what}: {error.strerror or error}") from error
