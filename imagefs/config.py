@@ -69,17 +69,17 @@ def load_config(flags: Mapping[str, Any] | None = None, environ: Mapping[str, st
     """
     env = os.environ if environ is None else environ
     flags = flags or {}
-    values: dict[str, Any] = _defaults(env)
-    origins = dict.fromkeys(values, "default")
     path, required = _toml_path(flags.get("config"), env)
-    layers = [
-        (lambda _: str(path), _read_toml(path, required=required)),
-        (lambda name: ENVIRONMENT[name], {name: env[variable] for name, variable in ENVIRONMENT.items() if env.get(variable)}),
-        (lambda name: "--" + name.replace("_", "-"), {name: flags[name] for name in values if flags.get(name) is not None}),
-    ]
-    for origin, layer in layers:
-        values |= layer
-        origins |= {name: origin(name) for name in layer}
+    values = _defaults(env)
+    origins = dict.fromkeys(values, "default")
+    document = _read_toml(path, required=required)
+    values |= document
+    origins |= dict.fromkeys(document, str(path))
+    for name, variable in ENVIRONMENT.items():
+        if env.get(variable):
+            values[name], origins[name] = env[variable], variable
+        if flags.get(name) is not None:
+            values[name], origins[name] = flags[name], "--" + name.replace("_", "-")
     return Config(**{name: _PARSERS[name](value, origins[name]) for name, value in values.items()})
 
 
