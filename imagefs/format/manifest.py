@@ -1,57 +1,62 @@
-"""The manifest: the JSON document whose digest is an image's identity. ``docs/format/manifest.md`` is the specification.
+"""The manifest: the JSON document whose digest is an image's identity. It is specified in ``docs/format/manifest.md``.
 
-Invariants: one manifest has one spelling (sorted keys, no spaces, UTF-8, one newline at the end), so equal manifests have equal digests; it holds
-nothing of the machine, the store or the moment; a document with an unknown field, version or kind is refused, and one that is too long or
-nested too deeply is refused before it is parsed.
+Invariants: there is one way to write a manifest (sorted keys, no spaces, one newline at the end), and anything else is refused, so equal
+images have equal digests. Parsing is bounded in size and depth before the parser sees a byte.
+
+What does not live here: reading manifests from a store and verifying their digest (``imagefs.store.images``).
 """
 
 import re
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
-from imagefs.digest import is_hex_digest
-from imagefs.errors import IntegrityError, UnsupportedError
+from imagefs.digest import Buffer
+from imagefs.errors import IntegrityError, LimitError, UnsupportedError
 
 MANIFEST_FORMAT: Final = 1
-MANIFEST_MAX: Final = 16 * 1024 * 1024
-"""Bytes in a manifest, at most."""
-DEPTH_MAX: Final = 64
-"""Levels of nesting in a manifest, at most."""
+MAX_MANIFEST: Final = 16 * 1024 * 1024
+"""Bytes of a manifest, at most."""
+
+MAX_DEPTH: Final = 64
+"""Levels of arrays and objects in a manifest, at most."""
+
+HexDigest = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+SourceDigest = Annotated[str, msgspec.Meta(pattern=r"\A[a-z0-9]+(?:[.+_-][a-z0-9]+)*:[0-9A-Za-z=_-]{1,200}\Z")]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+
+# A string, whole or cut off, or a bracket: each byte is looked at once, also in a document made to prevent that.
+_TOKEN: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[][{}]', re.DOTALL)
 
 
-class _Strict(msgspec.Struct, forbid_unknown_fields=True, frozen=True, omit_defaults=True):
-    """A document part that refuses what it does not know."""
+class BlobName(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A blob: the hex digest of its uncompressed bytes and how many those are."""
+
+    digest: HexDigest
+    size: Count
 
 
-class BlobName(_Strict):
-    """A tree or an object map: hex digest and size in bytes of its uncompressed form."""
-
-    digest: str
-    size: int
-
-
-class Platform(_Strict):
-    """What the image runs on, in OCI's words."""
+class Platform(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What the image runs on, in the words of OCI. ``variant`` is left out where there is none."""
 
     os: str
     architecture: str
-    variant: str = ""
+    variant: str | None = None
 
 
-class Layer(_Strict):
-    """A layer of the source, for the record: the source's own digests (``sha256:…``)."""
+class Layer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A layer of the source: a record of where the image came from. ``digest`` and ``diff_id`` are spelled ``algorithm:hex``."""
 
     media_type: str
-    digest: str
-    diff_id: str
+    digest: SourceDigest
+    diff_id: SourceDigest | None = None
 
 
-class Manifest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """An image: one tree, one object map, and what the source said of itself.
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """An image: its tree, its object map and what it came with.
 
-    ``files`` counts inodes that are not directories; ``bytes`` is the sum of the regular files' sizes, a hard link counted once;
-    ``frame_size`` is the most bytes of content in a frame; ``config`` is the OCI image configuration as the source has it.
+    ``files`` counts the regular files and ``bytes`` adds up their logical sizes, a hard link once; ``frame_size`` is the bytes of content in
+    a frame, at most. ``layers`` has the bottom one first.
     """
 
     tree: BlobName
@@ -60,55 +65,66 @@ class Manifest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     config: dict[str, Any]
     annotations: dict[str, str]
     layers: list[Layer]
-    files: int
-    bytes: int
-    frame_size: int
+    files: Count
+    bytes: Count
+    frame_size: Count
     kind: str = "image"
     format: int = MANIFEST_FORMAT
 
 
-class _Version(msgspec.Struct):
+class _Head(msgspec.Struct):
+    """What every version of a manifest has."""
+
     format: int
     kind: str
 
 
+_encoder: Final = msgspec.json.Encoder(order="sorted")
+_decoder: Final = msgspec.json.Decoder(Manifest)
+_head_decoder: Final = msgspec.json.Decoder(_Head)
+
+
 def encode(manifest: Manifest) -> bytes:
-    """Return the manifest's one spelling."""
-    return msgspec.json.encode(manifest, order="sorted") + b"\n"
-
-
-def decode(data: bytes) -> Manifest:
-    """Parse a manifest. ``UnsupportedError`` for another version or kind, ``IntegrityError`` for anything that is none."""
-    if len(data) > MANIFEST_MAX:
-        raise IntegrityError(f"a manifest of {len(data)} bytes: at most {MANIFEST_MAX} are allowed")
-    check_depth(data, DEPTH_MAX)
+    """Return the one spelling of ``manifest``. ``LimitError`` if it is too large or too deep, ``UnsupportedError`` if JSON cannot hold it."""
     try:
-        version = msgspec.json.decode(data, type=_Version)
-        if version.format != MANIFEST_FORMAT or version.kind != "image":
-            raise UnsupportedError(
-                f"manifest of format {version.format}, kind {version.kind[:40]!r}: this version reads format {MANIFEST_FORMAT}, kind 'image'",
-                hint="update imagefs",
-            )
-        manifest = msgspec.json.decode(data, type=Manifest)
+        data = _encoder.encode(manifest) + b"\n"
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise UnsupportedError(f"the image's configuration cannot be kept in a manifest: {error}") from None
+    _check_bounds(data)
+    return data
+
+
+def decode(data: Buffer) -> Manifest:
+    """Read a manifest.
+
+    ``LimitError`` past ``MAX_MANIFEST`` or ``MAX_DEPTH``, ``UnsupportedError`` for another format or kind, ``IntegrityError`` for
+    anything that is not a manifest in its one spelling.
+    """
+    _check_bounds(data)
+    try:
+        head = _head_decoder.decode(data)
+        if head.format != MANIFEST_FORMAT:
+            raise UnsupportedError(f"manifest format {head.format} is not known", hint="a newer version of ImageFS wrote it")
+        if head.kind != "image":
+            raise UnsupportedError(f"a manifest of kind {head.kind!r} cannot be used here", hint="this version knows the kind 'image'")
+        manifest = _decoder.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise IntegrityError(f"not a manifest: {error}") from error
-    for blob in (manifest.tree, manifest.objects):
-        if not is_hex_digest(blob.digest) or blob.size <= 0:
-            raise IntegrityError(f"not a manifest: {blob.digest[:80]!r} of {blob.size} bytes names no blob")
+        raise IntegrityError(f"not a manifest: {error}") from None
+    if encode(manifest) != data:
+        raise IntegrityError("not a manifest: it is not in canonical form")
     return manifest
 
 
-_TOKEN: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[{\]}]', re.DOTALL)
-
-
-def check_depth(data: bytes, limit: int) -> None:
-    """Refuse a JSON text that nests deeper than ``limit``, without parsing it (strings are skipped, so brackets in them do not count)."""
+def _check_bounds(data: Buffer) -> None:
+    """Raise ``LimitError`` for a document that is too large or too deep to be handed to a parser."""
+    if len(data) > MAX_MANIFEST:
+        raise LimitError(f"a manifest of {len(data)} bytes: at most {MAX_MANIFEST} are allowed")
     depth = 0
-    for match in _TOKEN.finditer(data):
-        token = data[match.start()]
-        if token in b"[{":
+    for token in _TOKEN.finditer(data):
+        first = data[token.start()]
+        if first in b"[{":
             depth += 1
-            if depth > limit:
-                raise IntegrityError(f"a JSON document that is nested deeper than {limit} levels")
-        elif token in b"]}":
+            if depth > MAX_DEPTH:
+                raise LimitError(f"a manifest of more than {MAX_DEPTH} levels")
+        elif first in b"]}":
             depth -= 1

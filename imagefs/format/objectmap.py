@@ -1,37 +1,57 @@
-"""The object map: object -> extents -> frames -> packs, one flat table that is read where it lies.
+"""The object map: object -> extents -> frames -> packs, read in place. The layout is specified in ``docs/format/objectmap.md``.
 
-``docs/format/objectmap.md`` is the specification. Everything is little-endian and of fixed size, so a reader finds a row by arithmetic and an
-object by binary search. Opening a map builds nothing: it costs the same for one object and for a million.
+Invariants:
 
-Invariants: objects are sorted by digest, an object's extents by offset, without gaps or overlaps from 0 to its size; an extent lies
-within one frame, or is a hole; the frames of a pack are consecutive. :meth:`ObjectMap.validate` checks all of it; the other methods check what
-they touch, so that a damaged map gives ``IntegrityError`` and never a wrong row.
+- opening a map costs the same whatever its size: the header is checked and nothing else is read;
+- every row is built when it is asked for, from bytes whose place was bounds-checked: a hostile map gives ``IntegrityError``, never an
+  exception of another kind, and never an extent that lies outside its frame;
+- a map is a pure function of what it is built from, and there is one way to write it.
+
+An :class:`ObjectMap` holds no state but its buffer: any number of threads may read it at once. What does not live here: verifying the
+map's own digest (``imagefs.store.images``), and reading frames.
 """
 
+import mmap
 import struct
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple, Protocol
 
-from imagefs.digest import Buffer
-from imagefs.errors import IntegrityError, UnsupportedError
-from imagefs.format.pack import CODEC_ZSTD, MAX_FRAME, FrameEntry
+from imagefs.digest import DIGEST_SIZE, Buffer
+from imagefs.errors import IntegrityError, LimitError, UnsupportedError
+from imagefs.format.pack import CODEC_RAW, CODEC_ZSTD, ENTRY_SIZE, FOOTER_SIZE, MAX_FRAME, FrameEntry
 
-MAP_MAGIC: Final = b"IFSOMAP\0"
+MAP_MAGIC: Final = b"IMFSOMAP"
 MAP_VERSION: Final = 1
 
-HOLE: Final = 0xFFFF_FFFF
-"""The frame number of an extent that is a hole."""
+HOLE: Final = 0xFFFFFFFF
+"""The ``frame`` of an extent that has none: its bytes are zeros."""
 
-# magic, version, flags, reserved, object count, extent count, frame count, pack count
-_HEADER: Final = struct.Struct("<8sHHIIIII32x")
+HEADER_SIZE: Final = 80
+OBJECT_SIZE: Final = 48
+EXTENT_SIZE: Final = 24
+FRAME_SIZE: Final = 56
+PACK_SIZE: Final = 80
+
+_HEADER: Final = struct.Struct("<8sII4I4QQQ")
 _OBJECT: Final = struct.Struct("<32sQII")
 _EXTENT: Final = struct.Struct("<QQII")
 _FRAME: Final = struct.Struct("<32sIIQII")
 _PACK: Final = struct.Struct("<32s32sQII")
+_PREFIX: Final = struct.Struct(">Q24s")
+_LENGTH: Final = struct.Struct("<I")
+_LENGTH_AT: Final = 52
+_GUESSES: Final = 6
+
+MapBuffer = Buffer | mmap.mmap
+"""What a map is read from."""
 
 
 class Extent(NamedTuple):
-    """``length`` bytes of an object from ``offset`` on: those of frame number ``frame`` from ``frame_offset`` on, or a ``HOLE``."""
+    """A run of an object's bytes: ``length`` of them at ``offset`` of the object are those at ``frame_offset`` of frame number ``frame``.
+
+    ``frame`` is ``HOLE`` (then ``frame_offset`` is 0) for zeros that are stored nowhere.
+    """
 
     offset: int
     length: int
@@ -40,7 +60,7 @@ class Extent(NamedTuple):
 
 
 class ObjectRow(NamedTuple):
-    """An object of ``size`` bytes and where its extents are in the table."""
+    """One object: its raw digest, its size in bytes, and which extents are its own."""
 
     digest: bytes
     size: int
@@ -49,18 +69,18 @@ class ObjectRow(NamedTuple):
 
 
 class FrameRow(NamedTuple):
-    """A frame: ``offset`` and ``stored`` are its place and size in pack number ``pack``, ``length`` its size uncompressed, in bytes."""
+    """One frame: the digest of its content, the number of its pack, ``offset`` and ``stored`` bytes there, ``length`` bytes of content."""
 
     digest: bytes
     pack: int
-    codec: int
     offset: int
     stored: int
     length: int
+    codec: int
 
 
 class PackRow(NamedTuple):
-    """A pack of ``size`` bytes; ``key`` names its run of frames (:func:`~imagefs.format.pack.pack_key_of`)."""
+    """One pack: its digest, the digest of its frames' digests (``key``), its size in bytes as stored, and which frames are its own."""
 
     digest: bytes
     key: bytes
@@ -69,170 +89,243 @@ class PackRow(NamedTuple):
     frame_count: int
 
 
-class ObjectLike(Protocol):
-    """What the writer needs to know of an object."""
+class MapObject(Protocol):
+    """What :func:`build_object_map` takes: a raw digest, a size in bytes, and extents that cover it in order."""
 
     @property
     def digest(self) -> bytes:
-        """Raw digest."""
+        """The object's name."""
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """The object's size in bytes."""
 
     @property
     def extents(self) -> Sequence[Extent]:
-        """In order of offset, without gaps."""
+        """All of the object, in order."""
 
 
-def build_object_map(objects: Iterable[ObjectLike], packs: Sequence[tuple[bytes, bytes, int, Sequence[FrameEntry]]]) -> bytes:
-    """Write a map of ``objects`` (sorted by digest) and ``packs``, given as (digest, key, size, frames).
+def build_object_map(objects: Iterable[MapObject], packs: Sequence[tuple[bytes, bytes, int, Sequence[FrameEntry]]]) -> bytes:
+    """Write a map of ``objects``, strictly ascending by digest, and of ``packs``, given as (digest, key, size, frames).
 
-    Frames are numbered through all packs in the order given: that is what the extents' frame numbers mean.
+    Frames are numbered from 0 in the order of the packs and their frames; the packs keep their order. ``ValueError`` for rows that do not
+    fit together, ``LimitError`` for more than 2^32 - 2 rows of a kind.
     """
+    pack_rows: list[bytes] = []
+    frame_rows: list[bytes] = []
+    lengths = array("Q", [])
+    for number, (pack_digest, key, size, frames) in enumerate(packs):
+        pack_rows.append(_PACK.pack(pack_digest, key, size, len(lengths), len(frames)))
+        for digest, offset, stored, length, codec in frames:
+            frame_rows.append(_FRAME.pack(digest, number, codec, offset, stored, length))
+            lengths.append(length)
     object_rows: list[bytes] = []
     extent_rows: list[bytes] = []
+    pack_object, pack_extent = _OBJECT.pack, _EXTENT.pack
+    add_object, add_extent = object_rows.append, extent_rows.append
+    before = b""
     for item in objects:
-        object_rows.append(_OBJECT.pack(item.digest, item.size, len(extent_rows), len(item.extents)))
-        extent_rows += [_EXTENT.pack(*extent) for extent in item.extents]
-    frame_rows: list[bytes] = []
-    pack_rows: list[bytes] = []
-    for number, (digest, key, size, frames) in enumerate(packs):
-        pack_rows.append(_PACK.pack(digest, key, size, len(frame_rows), len(frames)))
-        frame_rows += [_FRAME.pack(f.digest, number, f.codec, f.offset, f.stored, f.length) for f in frames]
-    header = _HEADER.pack(MAP_MAGIC, MAP_VERSION, 0, 0, len(object_rows), len(extent_rows), len(frame_rows), len(pack_rows))
-    return b"".join((header, *object_rows, *extent_rows, *frame_rows, *pack_rows))
+        digest, extents = item.digest, item.extents
+        if digest <= before or len(digest) != DIGEST_SIZE:
+            raise ValueError("objects are not in order")
+        before = digest
+        add_object(pack_object(digest, item.size, len(extent_rows), len(extents)))
+        position = 0
+        for extent in extents:
+            offset, length, frame, frame_offset = extent
+            if offset != position or length < 1 or (frame_offset if frame == HOLE else frame_offset + length > lengths[frame]):
+                raise ValueError(f"object {digest.hex()}: {extent} does not follow, or lies outside its frame")
+            add_extent(pack_extent(offset, length, frame, frame_offset))
+            position += length
+        if position != item.size or not position:
+            raise ValueError(f"object {digest.hex()}: extents cover {position} of {item.size} bytes")
+    sections = (object_rows, extent_rows, frame_rows, pack_rows)
+    counts = [len(rows) for rows in sections]
+    if max(counts) >= HOLE:
+        raise LimitError("the image has more objects, extents or frames than an object map holds")
+    starts = _section_starts(*counts)
+    header = _HEADER.pack(MAP_MAGIC, MAP_VERSION, 0, *counts, *starts, 0)
+    return b"".join((header, *(b"".join(rows) for rows in sections)))
+
+
+def _section_starts(objects: int, extents: int, frames: int, packs: int) -> tuple[int, int, int, int, int]:
+    """Return where the four sections begin, and where the last one ends, in bytes of the map."""
+    extents_at = HEADER_SIZE + objects * OBJECT_SIZE
+    frames_at = extents_at + extents * EXTENT_SIZE
+    packs_at = frames_at + frames * FRAME_SIZE
+    return HEADER_SIZE, extents_at, frames_at, packs_at, packs_at + packs * PACK_SIZE
 
 
 class ObjectMap:
-    """Reads a map in place from any buffer, such as an ``mmap``. Safe from many threads; holds nothing but the buffer."""
+    """A map read in place from ``buffer``, which it keeps and which nobody changes."""
 
-    __slots__ = ("_buffer", "_extents", "_frames", "_objects", "_packs", "extent_count", "frame_count", "object_count", "pack_count")
+    __slots__ = ("_buffer", "_extents_at", "_frames_at", "_objects_at", "_packs_at", "extent_count", "frame_count", "object_count", "pack_count")
 
-    def __init__(self, buffer: Buffer) -> None:
-        """Check the header. ``UnsupportedError`` for another version or an unknown flag, ``IntegrityError`` for anything that is no map."""
-        if len(buffer) < _HEADER.size:
-            raise IntegrityError("an object map that ends within its header")
-        magic, version, flags, _, objects, extents, frames, packs = _HEADER.unpack_from(buffer)
+    def __init__(self, buffer: MapBuffer) -> None:
+        """Check the header. ``IntegrityError`` if this is no object map or not all of one, ``UnsupportedError`` for another version."""
+        if len(buffer) < HEADER_SIZE:
+            raise IntegrityError("object map: shorter than its header")
+        magic, version, flags, objects, extents, frames, packs, *starts, reserved = _HEADER.unpack_from(buffer, 0)
         if magic != MAP_MAGIC:
-            raise IntegrityError("not an object map: it does not begin with its magic")
-        if version != MAP_VERSION or flags:
-            raise UnsupportedError(
-                f"object map of version {version} with flags {flags:#x}: this version reads {MAP_VERSION}", hint="update imagefs"
-            )
+            raise IntegrityError("not an object map")
+        if version != MAP_VERSION or flags or reserved:
+            raise UnsupportedError(f"object map version {version}, flags {flags:#x}: not known", hint="a newer version of ImageFS wrote it")
+        if tuple(starts) != _section_starts(objects, extents, frames, packs) or starts[-1] != len(buffer):
+            raise IntegrityError(f"object map: its sections do not fill its {len(buffer)} bytes")
+        self._buffer = buffer
         self.object_count: int = objects
         self.extent_count: int = extents
         self.frame_count: int = frames
         self.pack_count: int = packs
-        self._buffer = buffer
-        self._objects = _HEADER.size
-        self._extents = self._objects + objects * _OBJECT.size
-        self._frames = self._extents + extents * _EXTENT.size
-        self._packs = self._frames + frames * _FRAME.size
-        if len(buffer) != self._packs + packs * _PACK.size:
-            raise IntegrityError("an object map whose length is not what its counts say")
+        self._objects_at, self._extents_at, self._frames_at, self._packs_at, _ = starts
+
+    def __iter__(self) -> Iterator[ObjectRow]:
+        """Yield every object in the order of digests."""
+        for index in range(self.object_count):
+            yield self.object(index)
+
+    def object(self, index: int) -> ObjectRow:
+        """Return object number ``index`` in the order of digests."""
+        if not 0 <= index < self.object_count:
+            raise IntegrityError(f"object map: no object {index}")
+        row = ObjectRow._make(_OBJECT.unpack_from(self._buffer, self._objects_at + index * OBJECT_SIZE))
+        if row.first_extent + row.extent_count > self.extent_count:
+            raise IntegrityError(f"object map: the extents of object {row.digest.hex()} lie outside")
+        return row
 
     def find(self, digest: bytes) -> ObjectRow | None:
-        """Return the row of an object, or None."""
-        buffer, base, size = self._buffer, self._objects, _OBJECT.size
+        """Return the object with this raw digest, or None."""
+        buffer, base = self._buffer, self._objects_at
+        unpack = _PREFIX.unpack_from
+        wanted = unpack(digest)
+        prefix = wanted[0]
         low, high = 0, self.object_count
+        low_prefix, high_prefix = 0, 1 << 64
+        guesses = _GUESSES
         while low < high:
-            middle = (low + high) >> 1
-            at = base + middle * size
-            name = bytes(buffer[at : at + 32])
-            if name < digest:
-                low = middle + 1
-            elif name > digest:
-                high = middle
+            # Digests are evenly spread, so where one must be can be computed; a few such guesses do what a dozen halvings would.
+            # A map made to defeat them is still halved.
+            if guesses and high - low > 8:
+                guesses -= 1
+                middle = min(low + (prefix - low_prefix) * (high - low) // (high_prefix - low_prefix + 1), high - 1)
             else:
-                return ObjectRow(*_OBJECT.unpack_from(buffer, at))
+                middle = (low + high) >> 1
+            row = unpack(buffer, base + middle * OBJECT_SIZE)
+            if row == wanted:
+                return self.object(middle)
+            if row < wanted:
+                low, low_prefix = middle + 1, row[0]
+            else:
+                high, high_prefix = middle, row[0]
         return None
 
-    def objects(self) -> Iterator[ObjectRow]:
-        """Yield every object in digest order."""
-        for number in range(self.object_count):
-            yield ObjectRow(*_OBJECT.unpack_from(self._buffer, self._objects + number * _OBJECT.size))
+    def extents(self, row: ObjectRow, start: int, end: int) -> list[Extent]:
+        """Return the extents that cover bytes ``start`` to ``end`` (exclusive, cut to the object's size) of an object of this map, in order.
 
-    def extents(self, row: ObjectRow, start: int = 0, end: int | None = None) -> list[Extent]:
-        """Return the extents that hold bytes ``start`` to ``end`` (exclusive; None: the object's end), in order."""
-        end = row.size if end is None else min(end, row.size)
-        if row.first_extent + row.extent_count > self.extent_count:
-            raise IntegrityError(f"object {row.digest.hex()}: its extents go past the table")
+        Together they cover the range without a gap, and each lies inside its frame; ``IntegrityError`` if the map says otherwise.
+        """
+        digest, size, first, count = row
+        if end > size:
+            end = size
+        if not 0 <= start < end:
+            return []
+        buffer, base, frames_at, frame_count = self._buffer, self._extents_at, self._frames_at, self.frame_count
+        unpack, make = _EXTENT.unpack_from, Extent._make
+        index = 0 if count == 1 else self._find_extent(row, start)
         found: list[Extent] = []
-        position = start
-        number = self._extent_at(row, start) if start < end else 0
-        while position < end:
-            if number >= row.extent_count:
-                raise IntegrityError(f"object {row.digest.hex()}: no extent holds its byte {position}")
-            extent = self._extent(row, number)
-            if not extent.offset <= position < extent.offset + extent.length:
-                raise IntegrityError(f"object {row.digest.hex()}: its extents have a gap or an overlap at byte {position}")
+        position = -1
+        while index < count:
+            extent = make(unpack(buffer, base + (first + index) * EXTENT_SIZE))
+            offset, length, frame, frame_offset = extent
+            if offset != position and (position >= 0 or offset > start):
+                break
+            if frame == HOLE:
+                if frame_offset:
+                    break
+            elif frame >= frame_count or frame_offset + length > _LENGTH.unpack_from(buffer, frames_at + frame * FRAME_SIZE + _LENGTH_AT)[0]:
+                break
             found.append(extent)
-            position = extent.offset + extent.length
-            number += 1
-        return found
+            position = offset + length
+            if position >= end:
+                return found
+            if position <= start:
+                break
+            index += 1
+        raise IntegrityError(f"object map: the extents of object {digest.hex()} do not cover bytes {start} to {end}")
 
-    def _extent(self, row: ObjectRow, number: int) -> Extent:
-        return Extent(*_EXTENT.unpack_from(self._buffer, self._extents + (row.first_extent + number) * _EXTENT.size))
-
-    def _extent_at(self, row: ObjectRow, offset: int) -> int:
-        """Return the number of the last extent that starts at or before ``offset``."""
-        if row.extent_count <= 1:
+    def _find_extent(self, row: ObjectRow, start: int) -> int:
+        """Return the index, among the object's own, of the last extent that begins at or before ``start``."""
+        buffer, unpack = self._buffer, _EXTENT.unpack_from
+        base = self._extents_at + row.first_extent * EXTENT_SIZE
+        low, high = 0, row.extent_count
+        if not high:
             return 0
-        # Objects of one frame size: arithmetic finds it at once.
-        first = self._extent(row, 0)
-        guess = offset // first.length if first.length else 0
-        if guess < row.extent_count:
-            extent = self._extent(row, guess)
-            if extent.offset <= offset < extent.offset + extent.length:
-                return guess
-        low, high = 0, row.extent_count - 1
-        while low < high:
-            middle = (low + high + 1) >> 1
-            if self._extent(row, middle).offset <= offset:
-                low = middle
+        # Where all extents but the last are of one length, this is the answer.
+        middle = min(start // (unpack(buffer, base)[1] or 1), high - 1)
+        while True:
+            offset, length, _, _ = unpack(buffer, base + middle * EXTENT_SIZE)
+            if offset <= start < offset + length:
+                return middle
+            if offset > start:
+                high = middle
             else:
-                high = middle - 1
-        return low
+                low = middle + 1
+            if low >= high:
+                return max(low - 1, 0)
+            middle = (low + high) >> 1
 
-    def frame(self, number: int) -> FrameRow:
-        """Return a frame's row."""
-        if not 0 <= number < self.frame_count:
-            raise IntegrityError(f"an object map names frame {number} of {self.frame_count}")
-        return FrameRow(*_FRAME.unpack_from(self._buffer, self._frames + number * _FRAME.size))
+    def frame(self, index: int) -> FrameRow:
+        """Return frame number ``index``; it is bounded like any frame, and its pack exists."""
+        if not 0 <= index < self.frame_count:
+            raise IntegrityError(f"object map: no frame {index}")
+        digest, pack, codec, offset, stored, length = _FRAME.unpack_from(self._buffer, self._frames_at + index * FRAME_SIZE)
+        if pack >= self.pack_count or not 0 < stored <= length <= MAX_FRAME:
+            raise IntegrityError(f"object map: frame {index} has no sound place")
+        return FrameRow(digest, pack, offset, stored, length, codec)
 
-    def pack(self, number: int) -> PackRow:
-        """Return a pack's row."""
-        if not 0 <= number < self.pack_count:
-            raise IntegrityError(f"an object map names pack {number} of {self.pack_count}")
-        return PackRow(*_PACK.unpack_from(self._buffer, self._packs + number * _PACK.size))
+    def pack(self, index: int) -> PackRow:
+        """Return pack number ``index``; its frames exist."""
+        if not 0 <= index < self.pack_count:
+            raise IntegrityError(f"object map: no pack {index}")
+        row = PackRow._make(_PACK.unpack_from(self._buffer, self._packs_at + index * PACK_SIZE))
+        if row.first_frame + row.frame_count > self.frame_count:
+            raise IntegrityError(f"object map: the frames of pack {index} lie outside")
+        return row
 
     def validate(self) -> None:
-        """Check every row. ``IntegrityError`` says what is wrong."""
+        """Check every row against every other: order, bounds, coverage. Reads the whole map; ``IntegrityError`` for what does not fit."""
+        self._validate_packs()
+        before = b""
+        next_extent = 0
+        for row in self:
+            if row.digest <= before:
+                raise IntegrityError("object map: objects are not in order")
+            if row.first_extent != next_extent or not row.extent_count:
+                raise IntegrityError(f"object map: the extents of object {row.digest.hex()} are not its own")
+            before = row.digest
+            next_extent += row.extent_count
+            extents = self.extents(row, 0, row.size)
+            if len(extents) != row.extent_count or extents[0].offset or sum(extent.length for extent in extents) != row.size:
+                raise IntegrityError(f"object map: object {row.digest.hex()} is not covered exactly")
+        if next_extent != self.extent_count:
+            raise IntegrityError("object map: extents that belong to no object")
+
+    def _validate_packs(self) -> None:
         next_frame = 0
         for number in range(self.pack_count):
             pack = self.pack(number)
-            if pack.first_frame != next_frame:
-                raise IntegrityError(f"pack {pack.digest.hex()}: its frames are not where the pack before it ends")
+            if pack.first_frame != next_frame or not pack.frame_count:
+                raise IntegrityError(f"object map: the frames of pack {number} are not its own")
             next_frame += pack.frame_count
-            if next_frame > self.frame_count:
-                raise IntegrityError(f"pack {pack.digest.hex()}: its frames go past the table")
-            self._validate_frames(number, pack)
+            position = 0
+            for index in range(pack.first_frame, next_frame):
+                frame = self.frame(index)
+                if frame.pack != number or frame.offset != position:
+                    raise IntegrityError(f"object map: frame {index} is not where its pack has it")
+                if frame.codec not in (CODEC_RAW, CODEC_ZSTD):
+                    raise UnsupportedError(f"object map: codec {frame.codec} of frame {index} is not known")
+                position += frame.stored
+            if pack.size != position + pack.frame_count * ENTRY_SIZE + FOOTER_SIZE:
+                raise IntegrityError(f"object map: pack {number} does not have its size")
         if next_frame != self.frame_count:
-            raise IntegrityError("an object map with frames of no pack")
-        before = b""
-        for row in self.objects():
-            if row.digest <= before:
-                raise IntegrityError(f"object {row.digest.hex()} is out of order")
-            before = row.digest
-            for extent in self.extents(row):
-                if extent.frame != HOLE and extent.frame_offset + extent.length > self.frame(extent.frame).length:
-                    raise IntegrityError(f"object {row.digest.hex()}: an extent goes past its frame")
-
-    def _validate_frames(self, number: int, pack: PackRow) -> None:
-        for index in range(pack.first_frame, pack.first_frame + pack.frame_count):
-            frame = self.frame(index)
-            if frame.pack != number or frame.offset + frame.stored > pack.size:
-                raise IntegrityError(f"frame {frame.digest.hex()} is not within its pack")
-            if frame.codec > CODEC_ZSTD or not 0 < frame.length <= MAX_FRAME or not 0 < frame.stored <= MAX_FRAME:
-                raise IntegrityError(f"frame {frame.digest.hex()} has sizes or a codec that cannot be")
+            raise IntegrityError("object map: frames that belong to no pack")
