@@ -6,6 +6,10 @@ The source is the Linux kernel's ``fs/erofs/erofs_fs.h``; ``docs/format/tree.md`
 import struct
 from typing import Final
 
+import google_crc32c
+
+from imagefs.digest import Buffer
+
 BLOCK_SIZE: Final = 4096
 BLOCK_BITS: Final = 12
 SUPER_OFFSET: Final = 1024
@@ -63,3 +67,10 @@ OVERLAY_ESCAPED: Final = b"trusted.overlay.overlay."
 METACOPY: Final = b"overlay.metacopy"
 REDIRECT: Final = b"overlay.redirect"
 """Names of the two attributes that make a file's data come from its object, without their ``trusted.`` prefix."""
+
+
+def superblock_checksum(image: Buffer) -> int:
+    """Return the CRC32C of the rest of the first block with the checksum field zero, as the kernel computes it: without the last inversion."""
+    block = bytearray(image[SUPER_OFFSET : BLOCK_SIZE])
+    block[4:8] = bytes(4)
+    return int(google_crc32c.value(bytes(block))) ^ 0xFFFF_FFFF

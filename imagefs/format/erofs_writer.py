@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from stat import S_IFMT, S_ISBLK, S_ISCHR, S_ISDIR, S_ISLNK, S_ISREG
 from typing import Final
 
-import google_crc32c
-
 from imagefs.digest import DIGEST_SIZE, digest_of
 from imagefs.errors import LimitError, UnsupportedError, UsageError
 from imagefs.format import erofs
@@ -248,14 +246,7 @@ def _write_super(plan: _Plan, image: bytearray) -> None:
     pack(bytes(16), 0)
     uuid = digest_of(image)[:16]
     pack(uuid, 0)
-    pack(uuid, superblock_checksum(image))
-
-
-def superblock_checksum(image: bytes | bytearray | memoryview) -> int:
-    """Return the CRC32C of the rest of the first block with the checksum field zero, as the kernel computes it: without the last inversion."""
-    block = bytearray(image[erofs.SUPER_OFFSET : BLOCK_SIZE])
-    block[4:8] = bytes(4)
-    return int(google_crc32c.value(bytes(block))) ^ 0xFFFF_FFFF
+    pack(uuid, erofs.superblock_checksum(image))
 
 
 def _device(rdev: int) -> int:
