@@ -193,4 +193,70 @@ def convert(
             with clock.stage("flush"):
                 tell(Progress("flush", conversion.bytes_in, opened.total_bytes))
                 builder.flush()
-            return _publish(opened, ref, store, builder, root, clock, conversion.bytes_in, level, tell)
+            tell(Progress("publish", opened.total_bytes, opened.total_bytes))
+            return _publish(opened, ref, store, builder, root, clock, conversion.bytes_in)
+
+
+def _publish(
+    source: Source | DirSource, ref: Ref, store: ObjectStore, builder: ContentBuilder, root: Inode, clock: _Clock, bytes_in: int
+) -> ConvertReport:
+    """Write tree and object map, then the manifest, then the ref; all packs are in the store."""
+    with clock.stage("tree"):
+        wanted, files, logical = _census(root)
+        tree = write_tree(root)
+        tree_name, tree_new = put_blob(store, tree)
+    with clock.stage("map"):
+        built = builder.built(wanted)
+        objects = build_object_map(built.objects, built.packs)
+        map_name, map_new = put_blob(store, objects)
+    manifest = Manifest(
+        tree=BlobName(tree_name, len(tree)),
+        objects=BlobName(map_name, len(objects)),
+        platform=Platform(source.platform.os, source.platform.architecture, source.platform.variant),
+        config=source.config,
+        annotations=source.annotations,
+        layers=[Layer(layer.media_type, layer.digest, layer.diff_id or "") for layer in source.layers],
+        files=files,
+        bytes=logical,
+        frame_size=FRAME_SIZE,
+    )
+    with clock.stage("publish"):
+        name, manifest_new = put_manifest(store, manifest)
+        publish(store, ref, name)
+    tally = builder.tally
+    for stage, seconds in (("hash", tally.hash_seconds), ("compress", tally.compress_seconds), ("store", tally.store_seconds)):
+        clock.seconds[f"pack.{stage}"] = seconds
+    return ConvertReport(
+        ref=str(ref),
+        manifest=name,
+        described=source.described,
+        files=files,
+        layers=len(source.layers),
+        bytes_in=bytes_in,
+        bytes_logical=logical,
+        new_bytes=tally.new_bytes + tree_new + map_new + manifest_new,
+        shared_bytes=tally.shared_bytes,
+        packs_new=tally.packs_new,
+        packs_shared=tally.packs_shared,
+        tree_bytes=len(tree),
+        map_bytes=len(objects),
+        seconds={stage: round(seconds, 4) for stage, seconds in clock.seconds.items()},
+    )
+
+
+def _census(root: Inode) -> tuple[set[bytes], int, int]:
+    """Return the objects that the tree names, how many inodes are no directories, and the sum of their sizes."""
+    objects: set[bytes] = set()
+    seen: set[Inode] = set()
+    size = 0
+    pending = [root]
+    while pending:
+        for child in (pending.pop().children or {}).values():
+            if child.children is not None:
+                pending.append(child)
+            elif child not in seen:
+                seen.add(child)
+                size += child.size
+                if child.object is not None:
+                    objects.add(child.object)
+    return objects, len(seen), size

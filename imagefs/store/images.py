@@ -13,7 +13,7 @@ import zstandard
 
 from imagefs.digest import Buffer, Hasher, digest_of
 from imagefs.errors import IntegrityError, NotFoundError, StoreFullError
-from imagefs.format.manifest import MANIFEST_MAX, Manifest, decode, encode
+from imagefs.format.manifest import MAX_MANIFEST, Manifest, decode, encode
 from imagefs.store.base import ByteRange, ObjectStore, blob_key, manifest_key
 
 BLOB_LEVEL: Final = 3
@@ -96,8 +96,8 @@ def get_manifest(store: ObjectStore, name: str) -> Manifest:
     """Return a manifest, verified."""
     key = manifest_key(name)
     try:
-        if store.head(key).size > MANIFEST_MAX:
-            raise IntegrityError(f"manifest {name} is longer than {MANIFEST_MAX} bytes")
+        if store.head(key).size > MAX_MANIFEST:
+            raise IntegrityError(f"manifest {name} is longer than {MAX_MANIFEST} bytes")
         data = store.get(key)
     except NotFoundError as error:
         raise NotFoundError(f"the store has no manifest {name}", hint="its ref points at nothing: convert the image again") from error
