@@ -1,0 +1,1 @@
+"""Benches, the demonstration, and the images that both use."""
