@@ -212,10 +212,10 @@ def _publish(
     manifest = Manifest(
         tree=BlobName(tree_name, len(tree)),
         objects=BlobName(map_name, len(objects)),
-        platform=Platform(source.platform.os, source.platform.architecture, source.platform.variant),
+        platform=Platform(source.platform.os, source.platform.architecture, source.platform.variant or None),
         config=source.config,
         annotations=source.annotations,
-        layers=[Layer(layer.media_type, layer.digest, layer.diff_id or "") for layer in source.layers],
+        layers=[Layer(layer.media_type, layer.digest or layer.diff_id or "", layer.diff_id) for layer in source.layers],
         files=files,
         bytes=logical,
         frame_size=FRAME_SIZE,

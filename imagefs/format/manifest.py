@@ -119,12 +119,17 @@ def _check_bounds(data: Buffer) -> None:
     """Raise ``LimitError`` for a document that is too large or too deep to be handed to a parser."""
     if len(data) > MAX_MANIFEST:
         raise LimitError(f"a manifest of {len(data)} bytes: at most {MAX_MANIFEST} are allowed")
+    check_depth(data, MAX_DEPTH, "a manifest")
+
+
+def check_depth(data: Buffer, limit: int, what: str) -> None:
+    """Raise ``LimitError`` for a JSON text of more than ``limit`` levels, without parsing it. ``what`` names it in the message."""
     depth = 0
     for token in _TOKEN.finditer(data):
         first = data[token.start()]
         if first in b"[{":
             depth += 1
-            if depth > MAX_DEPTH:
-                raise LimitError(f"a manifest of more than {MAX_DEPTH} levels")
+            if depth > limit:
+                raise LimitError(f"{what} of more than {limit} levels")
         elif first in b"]}":
             depth -= 1
