@@ -45,7 +45,7 @@ class _Platform(msgspec.Struct):
 
 class _Descriptor(msgspec.Struct, rename="camel"):
     digest: str
-    size: Annotated[int, msgspec.Meta(ge=0, lt=1 << 63)]
+    size: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
     media_type: str = ""
     annotations: dict[str, str] | None = None
     platform: _Platform | None = None
