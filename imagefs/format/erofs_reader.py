@@ -1,42 +1,67 @@
-"""Reads a tree in place: lookup, readdir, stat, readlink and xattrs straight from the mapped EROFS image.
+"""Reads a tree in place: lookup, readdir, stat, readlink and attributes straight from the mapped EROFS image.
 
-Invariants: opening builds nothing but this object, whatever the image's size; every offset that the image gives is checked before it is
-used, so that a damaged or hostile image gives ``IntegrityError``, in bounded time, and never another exception; no method changes
-anything, so all are safe from many threads.
+Invariants:
 
-An inode is named by its ``nid``. A position in a directory is a small integer that means the same in every process, so listing
-can go on anywhere, also in another process.
+- opening builds nothing but one small object, whatever the image's size, and nothing is kept of what was looked at;
+- every offset and length that the image gives is checked before it is used: a damaged or hostile image gives ``IntegrityError``, or
+  ``UnsupportedError`` where it is EROFS that a tree does not use, in time bounded by what was asked for, and never another exception.
+  A directory may still be made to lead back to its parents: who walks down must know where he has been;
+- no method changes anything, so all are safe from many threads.
+
+An inode is named by its ``nid``. A cookie is a position in a directory: a small integer that means the same in every process, so that a
+listing can go on anywhere. What does not live here: mapping files, and checking the image's digest, which comes before.
 """
 
-import os
+from binascii import unhexlify
 from collections.abc import Iterator
+from mmap import mmap
+from struct import Struct
 from typing import Final, NamedTuple
 
 from imagefs.digest import Buffer
-from imagefs.errors import IntegrityError, UnsupportedError
+from imagefs.errors import ImageFSError, IntegrityError, UnsupportedError
 from imagefs.format import erofs
-from imagefs.format.erofs import BLOCK_SIZE, DIRENT, INODE, INODE_SIZE, SLOT_SIZE
+from imagefs.format.erofs import BLOCK_BITS, BLOCK_SIZE, DIRENT, DIRENT_SIZE, INODE_SIZE, NAME_MAX, NANOSECONDS, SLOT_BITS
 
 _S_IFMT: Final = 0o170000
 _S_IFREG: Final = 0o100000
 _S_IFDIR: Final = 0o040000
 _S_IFLNK: Final = 0o120000
-_S_IFCHR: Final = 0o020000
-_S_IFBLK: Final = 0o060000
+_DEVICES: Final = frozenset({0o020000, 0o060000})
 
-_CHUNK: Final = erofs.inode_format(erofs.LAYOUT_CHUNK)
-_INLINE: Final = erofs.inode_format(erofs.LAYOUT_INLINE)
-_PLAIN: Final = erofs.inode_format(erofs.LAYOUT_PLAIN)
-_FORMATS: Final = (_CHUNK, _INLINE, _PLAIN)
-_MODES: Final = frozenset(erofs.FILE_TYPES)
-_POSITION_BITS: Final = 9
-"""A dirent block holds at most 4096 // 13 names."""
-_BLOB_DIGITS: Final = 66
-_LINK_MAX: Final = 4095
+# The same bytes as erofs.INODE, without the fields that nobody asks for: format, xattr count, mode, size, i_u, uid, gid, mtime, nsec, nlink
+_INODE: Final = Struct("<HHH2xQI4xIIqII16x")
+_unpack_inode = _INODE.unpack_from
+# One dirent and where the next one's name begins: nid, name offset, next name offset
+_TWO_DIRENTS: Final = Struct("<QH10xH")
+_NAME_OFFSET: Final = Struct("<8xH2x")
+
+_KNOWN: Final = frozenset(
+    layout << 16 | kind
+    for kind in erofs.FILE_TYPES
+    for layout in (
+        {erofs.FORMAT_PLAIN, erofs.FORMAT_INLINE, erofs.FORMAT_CHUNK}
+        if kind == _S_IFREG
+        else {erofs.FORMAT_PLAIN, erofs.FORMAT_INLINE}
+        if kind in (_S_IFDIR, _S_IFLNK)
+        else {erofs.FORMAT_PLAIN}
+    )
+)
+"""``i_format`` and the type bits of ``i_mode``, as they go together in a tree."""
+_FORMATS: Final = (erofs.FORMAT_PLAIN, erofs.FORMAT_INLINE, erofs.FORMAT_CHUNK)
+
+_DTYPES: Final = (0, 8, 4, 2, 6, 1, 12, 10)
+"""A dirent's file type to ``DT_REG`` and so on of readdir(3)."""
+
+_SIZE_END: Final = 1 << 63
+_SYMLINK_MAX: Final = 4095
+_INDEX_BITS: Final = 9
+"""Of a cookie: a block has at most ``4096 // 13`` names, so 9 bits tell which."""
+_INDEX_MASK: Final = (1 << _INDEX_BITS) - 1
 
 
 class InodeStat(NamedTuple):
-    """What ``stat`` shows. ``size`` in bytes, ``mtime_ns`` signed nanoseconds since the epoch."""
+    """What ``stat`` shows: ``size`` in bytes, ``mtime_ns`` signed nanoseconds since the epoch, ``rdev`` as ``os.makedev`` makes it."""
 
     nid: int
     mode: int
@@ -48,239 +73,264 @@ class InodeStat(NamedTuple):
     mtime_ns: int
 
 
-class _Node(NamedTuple):
-    """An inode as it lies there; ``offset`` is its first byte in the image."""
+_new_tuple = tuple.__new__  # half the time of calling the class, and stat is called for every entry that is listed
 
-    layout: int
-    xattr_count: int
-    mode: int
-    reserved: int
+
+class _Data(NamedTuple):
+    """Where data lies: ``blocks_at`` is the offset of what is in blocks, ``tail_at`` that of the last ``tail`` bytes, inlined."""
+
     size: int
-    union: int
-    ino: int
-    uid: int
-    gid: int
-    seconds: int
-    nanoseconds: int
-    nlink: int
-    offset: int
+    blocks_at: int
+    tail_at: int
+    tail: int
 
 
 class Tree:
-    """A mapped tree."""
+    """A tree in a buffer, which must not change or be closed meanwhile."""
 
-    __slots__ = ("_buffer", "_size", "inode_count", "root")
+    __slots__ = ("_buffer", "_end", "_last_nid", "inode_count", "root")
 
-    def __init__(self, buffer: Buffer) -> None:
-        """Check the superblock. ``UnsupportedError`` for a feature that trees do not have, ``IntegrityError`` for anything that is no tree."""
+    def __init__(self, buffer: Buffer | mmap) -> None:
+        """Check the superblock and that the root is a directory.
+
+        ``UnsupportedError`` for features that trees do not have, ``IntegrityError`` for what is not a tree, or a damaged one.
+        """
         if len(buffer) < BLOCK_SIZE:
-            raise IntegrityError("a tree that is shorter than a block")
-        fields = erofs.SUPER.unpack_from(buffer, erofs.SUPER_OFFSET)
-        magic, checksum, compat, block_bits, extra_slots, root, inodes, _, _, blocks, meta, _, _, _, incompat = fields
+            raise IntegrityError(f"a tree of {len(buffer)} bytes: not even a superblock")
+        (
+            magic, checksum, compat, block_bits, extra_slots, root, inodes, _, _, blocks, metadata_block, _, _, _,
+            incompat, compression, devices, _, directory_block_bits,
+        ) = erofs.SUPER.unpack_from(buffer, erofs.SUPER_OFFSET)  # fmt: skip
         if magic != erofs.SUPER_MAGIC:
-            raise IntegrityError("not a tree: it has no EROFS superblock")
-        if incompat & ~erofs.INCOMPAT_CHUNKED_FILE or block_bits != erofs.BLOCK_BITS or extra_slots or meta:
+            raise IntegrityError("not a tree: there is no EROFS superblock")
+        if not compat & erofs.COMPAT_SB_CHECKSUM or checksum != erofs.superblock_checksum(buffer[:BLOCK_SIZE]):
+            raise IntegrityError("the tree's superblock does not have its checksum")
+        unknown = incompat & ~erofs.INCOMPAT_CHUNKED_FILE
+        if unknown or block_bits != BLOCK_BITS or extra_slots or metadata_block or compression or devices or directory_block_bits:
             raise UnsupportedError(
-                f"a tree with EROFS features {incompat:#x} and blocks of 2^{block_bits} bytes: this version reads "
-                f"{erofs.INCOMPAT_CHUNKED_FILE:#x} and 2^{erofs.BLOCK_BITS}",
-                hint="update imagefs",
+                f"the tree uses EROFS features that this version does not read (flags {incompat:#x}, blocks of 2^{block_bits} bytes)",
+                hint="a newer imagefs may read it",
             )
-        if not compat & erofs.COMPAT_SB_CHECKSUM or checksum != erofs.superblock_checksum(buffer):
-            raise IntegrityError("a tree whose superblock does not have its checksum")
-        if blocks * BLOCK_SIZE != len(buffer):
-            raise IntegrityError(f"a tree of {len(buffer)} bytes that says it has {blocks} blocks")
+        if blocks << BLOCK_BITS != len(buffer):
+            raise IntegrityError(f"the tree has {len(buffer)} bytes and says that it has {blocks} blocks")
         self._buffer = buffer
-        self._size = len(buffer)
+        self._end: int = len(buffer)
+        self._last_nid: int = (len(buffer) - INODE_SIZE) >> SLOT_BITS
         self.root: int = root
         self.inode_count: int = inodes
-        if not self.is_dir(root):
-            raise IntegrityError("a tree whose root is no directory")
+        self._data(root, _S_IFDIR)
 
-    # -- inodes ---------------------------------------------------------------------------------------------------------------------
-
-    def _node(self, nid: int) -> _Node:
-        offset = nid * SLOT_SIZE
-        if not erofs.SUPER_OFFSET < offset <= self._size - INODE_SIZE:
-            raise IntegrityError(f"a tree names inode {nid}, which is outside of it")
-        node = _Node(*INODE.unpack_from(self._buffer, offset), offset)
-        if node.layout not in _FORMATS or node.mode & _S_IFMT not in _MODES or node.nanoseconds >= 1_000_000_000:
-            raise IntegrityError(f"inode {nid} of a tree is damaged, or of a kind that trees do not have")
-        return node
+    # -- inodes ---------------------------------------------------------------------------------------------------------------------------
 
     def stat(self, nid: int) -> InodeStat:
-        """Return what ``stat`` shows."""
-        offset = nid * SLOT_SIZE
-        if not erofs.SUPER_OFFSET < offset <= self._size - INODE_SIZE:
-            raise IntegrityError(f"a tree names inode {nid}, which is outside of it")
-        layout, _, mode, _, size, union, _, uid, gid, seconds, nanoseconds, nlink = INODE.unpack_from(self._buffer, offset)
+        """Return what ``stat`` shows of an inode."""
+        if not 0 < nid <= self._last_nid:
+            raise _outside(nid)
+        form, _, mode, size, union, uid, gid, seconds, nanoseconds, nlink = _unpack_inode(self._buffer, nid << SLOT_BITS)
         kind = mode & _S_IFMT
-        if layout not in _FORMATS or kind not in _MODES or nanoseconds >= 1_000_000_000 or size >= 1 << 63:
-            raise IntegrityError(f"inode {nid} of a tree is damaged, or of a kind that trees do not have")
-        rdev = _device(union) if kind in (_S_IFCHR, _S_IFBLK) else 0
-        return InodeStat(nid, mode, nlink, uid, gid, rdev, size, seconds * 1_000_000_000 + nanoseconds)
-
-    def is_dir(self, nid: int) -> bool:
-        """Say whether an inode is a directory."""
-        return self._node(nid).mode & _S_IFMT == _S_IFDIR
+        if form << 16 | kind not in _KNOWN or nanoseconds >= NANOSECONDS or size >= _SIZE_END:
+            raise _damaged_inode(nid, form)
+        rdev = union if kind in _DEVICES else 0
+        return _new_tuple(InodeStat, (nid, mode, nlink, uid, gid, rdev, size, seconds * NANOSECONDS + nanoseconds))
 
     def readlink(self, nid: int) -> bytes:
         """Return a symbolic link's target."""
-        node = self._node(nid)
-        if node.mode & _S_IFMT != _S_IFLNK or not 0 < node.size <= _LINK_MAX:
-            raise IntegrityError(f"inode {nid} of a tree is no symbolic link that can be")
-        return self._data(node)
+        data = self._data(nid, _S_IFLNK)
+        if not 0 < data.size <= _SYMLINK_MAX:
+            raise _damaged(nid, f"a symbolic link of {data.size} bytes")
+        return self._read(data)
 
     def inline(self, nid: int) -> bytes:
-        """Return the content of a regular file that has no object (``b""`` of an empty one)."""
-        node = self._node(nid)
-        if node.mode & _S_IFMT != _S_IFREG or node.layout == _CHUNK or node.size > BLOCK_SIZE:
-            raise IntegrityError(f"inode {nid} of a tree has no inlined content that can be")
-        return self._data(node)
+        """Return the content of a regular file that has no object; ``b""`` of an empty one."""
+        data = self._data(nid, _S_IFREG)
+        if data.size > BLOCK_SIZE:
+            raise _damaged(nid, f"{data.size} bytes of inlined content")
+        return self._read(data)
 
     def object_of(self, nid: int) -> bytes | None:
-        """Return the raw digest of a regular file's object; None if its content is inlined, or it is no regular file."""
-        node = self._node(nid)
-        if node.layout != _CHUNK:
+        """Return the raw digest of a regular file's object; None if the file has none, or if it is no regular file."""
+        form, count, *_ = self._inode(nid)
+        if form != erofs.FORMAT_CHUNK:
             return None
-        for index, name, value in self._xattrs(node):
-            if index == 4 and name == erofs.REDIRECT:
-                try:
-                    if len(value) != _BLOB_DIGITS or value[:1] != b"/" or value[3:4] != b"/":
-                        break
-                    return bytes.fromhex((value[1:3] + value[4:]).decode("ascii"))
-                except ValueError:
-                    break
-        raise IntegrityError(f"inode {nid} of a tree names no object")
+        at = (nid << SLOT_BITS) + INODE_SIZE
+        if count >= erofs.OBJECT_XATTR_COUNT and at + erofs.OBJECT_XATTRS.size <= self._end:
+            head, first, slash, rest = erofs.OBJECT_XATTRS.unpack_from(self._buffer, at)
+            text = first + rest
+            # unhexlify takes capitals too; a digest has one spelling.
+            if head == erofs.OBJECT_HEAD and slash == b"/" and not text.strip(b"0123456789abcdef"):
+                return unhexlify(text)
+        raise _damaged(nid, "a file with content that names no object")
 
-    def _data(self, node: _Node) -> bytes:
-        """Return all the data of an inode that is not chunk-based; its size was bounded before."""
-        blocks, tail = divmod(node.size, BLOCK_SIZE)
-        if node.layout == _PLAIN:
-            return bytes(self._span(node.union * BLOCK_SIZE, node.size)) if node.size else b""
-        data = bytes(self._span(node.union * BLOCK_SIZE, blocks * BLOCK_SIZE)) if blocks else b""
-        return data + bytes(self._span(self._tail(node), tail))
+    def _inode(self, nid: int) -> tuple[int, int, int, int, int]:
+        """Return format, attribute count, mode, size and ``i_u`` of an inode that may be in a tree."""
+        if not 0 < nid <= self._last_nid:
+            raise _outside(nid)
+        form, count, mode, size, union, *_ = _unpack_inode(self._buffer, nid << SLOT_BITS)
+        if form << 16 | mode & _S_IFMT not in _KNOWN or size >= _SIZE_END:
+            raise _damaged_inode(nid, form)
+        return form, count, mode, size, union
 
-    def _tail(self, node: _Node) -> int:
-        """Return where an inode's inlined tail is."""
-        area = node.xattr_count and (node.xattr_count - 1) * 4 + erofs.XATTR_HEADER_SIZE
-        return node.offset + INODE_SIZE + area
+    def _data(self, nid: int, kind: int) -> _Data:
+        """Find the data of an inode that must be of type ``kind`` and not chunk-based, and see that it is in the image."""
+        form, count, mode, size, union = self._inode(nid)
+        if mode & _S_IFMT != kind or form == erofs.FORMAT_CHUNK:
+            raise _damaged(nid, f"mode {mode:#o} where a type of {kind:#o} must be")
+        tail = size & (BLOCK_SIZE - 1) if form == erofs.FORMAT_INLINE else 0
+        tail_at = (nid << SLOT_BITS) + INODE_SIZE + erofs.xattr_size(count)
+        blocks_at = union << BLOCK_BITS
+        whole = size - tail
+        if (whole and blocks_at + whole > self._end) or (tail and tail_at + tail > self._end):
+            raise _damaged(nid, "data outside of the tree")
+        if form == erofs.FORMAT_INLINE and not 0 < tail <= BLOCK_SIZE - tail_at % BLOCK_SIZE:
+            raise _damaged(nid, "an inlined tail that is empty or crosses a block")
+        return _new_tuple(_Data, (size, blocks_at, tail_at, tail))
 
-    def _span(self, start: int, length: int) -> Buffer:
-        if start < 0 or start + length > self._size:
-            raise IntegrityError("a tree names data outside of it")
-        return self._buffer[start : start + length]
+    def _read(self, data: _Data) -> bytes:
+        whole = data.size - data.tail
+        return bytes(self._buffer[data.blocks_at : data.blocks_at + whole]) + bytes(self._buffer[data.tail_at : data.tail_at + data.tail])
 
-    # -- extended attributes --------------------------------------------------------------------------------------------------------
-
-    def _xattrs(self, node: _Node) -> Iterator[tuple[int, bytes, bytes]]:
-        if not node.xattr_count:
-            return
-        start = node.offset + INODE_SIZE
-        area = bytes(self._span(start, (node.xattr_count - 1) * 4 + erofs.XATTR_HEADER_SIZE))
-        if area[4]:
-            raise UnsupportedError("a tree with shared extended attributes, which trees do not have")
-        at = erofs.XATTR_HEADER_SIZE
-        while at + 4 <= len(area):
-            name_length, index, value_size = erofs.XATTR_ENTRY.unpack_from(area, at)
-            end = at + 4 + name_length + value_size
-            if end > len(area) or index not in erofs.XATTR_PREFIXES:
-                raise IntegrityError("an inode of a tree has damaged extended attributes")
-            yield index, area[at + 4 : at + 4 + name_length], area[at + 4 + name_length : end]
-            at = (end + 3) & -4
-
-    def xattrs(self, nid: int) -> dict[bytes, bytes]:
-        """Return an inode's extended attributes as the image has them, in order: what makes overlayfs work is not among them."""
-        found = {}
-        for index, rest, value in self._xattrs(self._node(nid)):
-            name = erofs.XATTR_PREFIXES[index] + rest
-            if name.startswith(erofs.OVERLAY):
-                if not name.startswith(erofs.OVERLAY_ESCAPED):
-                    continue
-                name = erofs.OVERLAY + name[len(erofs.OVERLAY_ESCAPED) :]
-            found[name] = value
-        return found
-
-    # -- directories ----------------------------------------------------------------------------------------------------------------
-
-    def _directory(self, nid: int) -> tuple[_Node, int]:
-        """Return a directory's inode and how many dirent blocks it has."""
-        node = self._node(nid)
-        if node.mode & _S_IFMT != _S_IFDIR:
-            raise IntegrityError(f"inode {nid} of a tree is no directory")
-        count = (node.size + BLOCK_SIZE - 1) // BLOCK_SIZE
-        if not 0 < count <= self._size // BLOCK_SIZE + 1:
-            raise IntegrityError(f"directory {nid} of a tree cannot have {node.size} bytes")
-        return node, count
-
-    def _block(self, node: _Node, number: int) -> bytes:
-        """Return one dirent block, without the padding of the last."""
-        length = min(BLOCK_SIZE, node.size - number * BLOCK_SIZE)
-        if node.layout == _INLINE and length < BLOCK_SIZE:
-            return bytes(self._span(self._tail(node), length))
-        return bytes(self._span((node.union + number) * BLOCK_SIZE, length))
+    # -- directories ----------------------------------------------------------------------------------------------------------------------
 
     def lookup(self, nid: int, name: bytes) -> int | None:
-        """Return the nid of ``name`` in directory ``nid``, or None. Binary search over its blocks, then within one."""
-        node, count = self._directory(nid)
-        low, high = 0, count - 1
+        """Return the nid of ``name`` in a directory, ``.`` and ``..`` included, or None: a binary search over its blocks, then in one."""
+        data = self._directory(nid)
+        low, high = 0, (data.size - 1) >> BLOCK_BITS
         while low < high:
             middle = (low + high + 1) >> 1
-            block = self._block(node, middle)
-            if _name(block, _entry_count(block), 0) <= name:
+            at, length, count = self._block(nid, data, middle)
+            if self._entry(nid, at, length, count, 0)[1] <= name:
                 low = middle
             else:
                 high = middle - 1
-        block = self._block(node, low)
-        entries = _entry_count(block)
-        low, high = 0, entries
+        at, length, count = self._block(nid, data, low)
+        low, high = 0, count
         while low < high:
             middle = (low + high) >> 1
-            found = _name(block, entries, middle)
+            child, found = self._entry(nid, at, length, count, middle)
+            if found == name:
+                return child
             if found < name:
                 low = middle + 1
-            elif found > name:
-                high = middle
             else:
-                return int(DIRENT.unpack_from(block, middle * DIRENT.size)[0])
+                high = middle
         return None
 
-    def readdir(self, nid: int, position: int = 0) -> Iterator[tuple[bytes, int, int]]:
-        """Yield (name, nid, next position) of a directory, ``.`` and ``..`` included, from ``position`` on (0: the start)."""
-        node, count = self._directory(nid)
-        number, index = position >> _POSITION_BITS, position & ((1 << _POSITION_BITS) - 1)
-        unpack = DIRENT.unpack_from
-        while number < count:
-            block = self._block(node, number)
-            entries = _entry_count(block)
-            while index < entries:
-                child = unpack(block, index * DIRENT.size)[0]
-                name = _name(block, entries, index)
+    def readdir(self, nid: int, cookie: int = 0) -> Iterator[tuple[bytes, int, int, int]]:
+        """Yield (name, nid, type, next cookie) of a directory's entries in bytewise order, ``.`` and ``..`` included.
+
+        ``cookie`` says where to begin: 0 at the start, else what came with the entry before; after the last entry's, or one that is no
+        position at all, nothing is yielded. The type is a ``DT_`` of readdir(3).
+        """
+        data = self._directory(nid)
+        number, index = cookie >> _INDEX_BITS, cookie & _INDEX_MASK
+        count_of_blocks = (data.size + BLOCK_SIZE - 1) >> BLOCK_BITS
+        if number < 0:
+            number = count_of_blocks
+        while number < count_of_blocks:
+            at, length, count = self._block(nid, data, number)
+            block = bytes(self._buffer[at : at + length])
+            names_at = count * DIRENT_SIZE
+            rows = list(DIRENT.iter_unpack(block[:names_at]))
+            ends = [row[1] for row in rows[1:]]
+            ends.append(_name_end(block, rows[-1][1]))
+            if block.find(b"/", names_at) >= 0 or block.find(b"\0", names_at, max(ends)) >= 0:
+                raise _damaged(nid, "a directory with names that cannot be")
+            base = number << _INDEX_BITS
+            for (child, begin, kind), end in zip(rows[index:], ends[index:], strict=True):
                 index += 1
-                yield name, child, number << _POSITION_BITS | index if index < entries else number + 1 << _POSITION_BITS
+                if not (names_at <= begin < end <= length and end - begin <= NAME_MAX and 0 < kind < 8):
+                    raise _damaged(nid, "a damaged directory")
+                yield block[begin:end], child, _DTYPES[kind], base + index if index < count else (number + 1) << _INDEX_BITS
             number, index = number + 1, 0
 
+    def _directory(self, nid: int) -> _Data:
+        data = self._data(nid, _S_IFDIR)
+        if not data.size:
+            raise _damaged(nid, "a directory without entries")
+        return data
 
-def _entry_count(block: bytes) -> int:
-    """Return how many dirents a block has: the first name begins where they end."""
-    if len(block) < DIRENT.size:
-        raise IntegrityError("a directory of a tree is damaged")
-    first = DIRENT.unpack_from(block)[1]
-    if not first or first % DIRENT.size or first > len(block):
-        raise IntegrityError("a directory of a tree is damaged")
-    return int(first // DIRENT.size)
+    def _block(self, nid: int, data: _Data, number: int) -> tuple[int, int, int]:
+        """Return where a directory's block is, its length in bytes, and how many entries it has."""
+        start = number << BLOCK_BITS
+        length = min(BLOCK_SIZE, data.size - start)
+        at = data.tail_at if data.tail and length < BLOCK_SIZE else data.blocks_at + start
+        if length <= DIRENT_SIZE:
+            raise _damaged(nid, "a damaged directory")
+        # The first name begins where the entries end.
+        names_at: int = _NAME_OFFSET.unpack_from(self._buffer, at)[0]
+        count, odd = divmod(names_at, DIRENT_SIZE)
+        if odd or not count or names_at >= length:
+            raise _damaged(nid, "a damaged directory")
+        return at, length, count
+
+    def _entry(self, nid: int, at: int, length: int, count: int, index: int) -> tuple[int, bytes]:
+        """Return nid and name of one entry of a directory block."""
+        where = at + index * DIRENT_SIZE
+        if index + 1 < count:
+            child, begin, end = _TWO_DIRENTS.unpack_from(self._buffer, where)
+        else:
+            child, begin, _ = DIRENT.unpack_from(self._buffer, where)
+            end = length
+        if not count * DIRENT_SIZE <= begin < end <= length:
+            raise _damaged(nid, "a damaged directory")
+        name = bytes(self._buffer[at + begin : at + end])
+        if index + 1 == count:
+            name = name[: _name_end(name, 0)]
+        return child, name
+
+    # -- extended attributes --------------------------------------------------------------------------------------------------------------
+
+    def xattr_names(self, nid: int) -> list[bytes]:
+        """Return the names of an inode's attributes as the image has them: what is there for overlayfs alone is not among them."""
+        return [name for index, rest, _ in self._xattrs(nid) if (name := erofs.shown_xattr_name(index, rest)) is not None]
+
+    def xattr(self, nid: int, name: bytes) -> bytes | None:
+        """Return the value of one attribute by its name in the image, or None if the inode does not have it."""
+        stored = erofs.stored_xattr_name(name)
+        if stored is not None:
+            for index, rest, value in self._xattrs(nid):
+                if (index, rest) == stored:
+                    return value
+        return None
+
+    def _xattrs(self, nid: int) -> Iterator[tuple[int, bytes, bytes]]:
+        """Yield prefix index, rest of the name and value of all attributes that are stored."""
+        form, count, *_ = self._inode(nid)
+        if not count or (form == erofs.FORMAT_CHUNK and count == erofs.OBJECT_XATTR_COUNT):
+            return  # the usual file: it has what overlayfs needs and no more
+        start = (nid << SLOT_BITS) + INODE_SIZE
+        size = erofs.xattr_size(count)
+        if start + size > self._end:
+            raise _damaged(nid, "attributes outside of the tree")
+        area = bytes(self._buffer[start : start + size])
+        if area[4]:
+            raise UnsupportedError("the tree shares extended attributes among inodes, which this version does not read")
+        at = erofs.XATTR_HEADER_SIZE
+        while at < size:
+            name_length, index, value_size = erofs.XATTR_ENTRY.unpack_from(area, at)
+            value_at = at + erofs.XATTR_ENTRY.size + name_length
+            end = value_at + value_size
+            if end > size or index not in erofs.XATTR_PREFIXES:
+                raise _damaged(nid, "damaged extended attributes")
+            yield index, area[at + erofs.XATTR_ENTRY.size : value_at], area[value_at:end]
+            at = (end + 3) & -4
 
 
-def _name(block: bytes, entries: int, index: int) -> bytes:
-    start = DIRENT.unpack_from(block, index * DIRENT.size)[1]
-    end = DIRENT.unpack_from(block, (index + 1) * DIRENT.size)[1] if index + 1 < entries else len(block)
-    name = block[start:end]
-    if index + 1 == entries:
-        name = name.rstrip(b"\0")
-    if not name or start < entries * DIRENT.size:
-        raise IntegrityError("a directory of a tree is damaged")
-    return name
+def _name_end(block: bytes, begin: int) -> int:
+    """Return where the last name of a block ends: at the padding, or with the block."""
+    end = block.find(b"\0", begin)
+    return end if end >= 0 else len(block)
 
 
-def _device(encoded: int) -> int:
-    """Decode the kernel's ``new_encode_dev``."""
-    return os.makedev((encoded & 0xFFF00) >> 8, (encoded & 0xFF) | ((encoded >> 12) & 0xFFF00))
+def _outside(nid: int) -> ImageFSError:
+    return IntegrityError(f"the tree names inode {nid}, which is outside of it")
+
+
+def _damaged(nid: int, what: str) -> ImageFSError:
+    return IntegrityError(f"the tree is damaged at inode {nid}: {what}")
+
+
+def _damaged_inode(nid: int, form: int) -> ImageFSError:
+    if form not in _FORMATS:
+        return UnsupportedError(f"inode {nid} has the EROFS format {form:#x}, which trees do not have", hint="a newer imagefs may read it")
+    return _damaged(nid, "no inode of a tree")
