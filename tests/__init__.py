@@ -1,0 +1,1 @@
+"""The tests. Unit tests mirror the package; ``tests/system`` goes through the front door: the command, real archives, real mounts."""

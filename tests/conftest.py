@@ -1,0 +1,44 @@
+"""Shared fixtures: worlds (a store, a cache and a runtime below ``tmp_path``) and ``require`` for what a machine may lack."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.system.world import World
+from tests.system.world import require as require_feature
+
+
+@pytest.fixture(name="require", scope="session")
+def _require() -> Callable[..., None]:
+    """``require(feature, reason)``: skip with the reason, or fail under ``IMAGEFS_REQUIRE=1``."""
+    return require_feature
+
+
+@pytest.fixture
+def imagefs(tmp_path: Path) -> Iterator[World]:
+    """A world of its own for one test."""
+    world = World(tmp_path / "world")
+    yield world
+    assert world.close() == []
+
+
+@pytest.fixture
+def make_world(tmp_path: Path) -> Iterator[Callable[[str], World]]:
+    """Makes worlds by name, for tests that need several."""
+    worlds: list[World] = []
+
+    def make(name: str) -> World:
+        worlds.append(World(tmp_path / name))
+        return worlds[-1]
+
+    yield make
+    assert [line for world in worlds for line in world.close()] == []
+
+
+@pytest.fixture(scope="session")
+def shared_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """One world for all tests that only convert, mount and look: its daemon stays up between them."""
+    world = World(tmp_path_factory.mktemp("shared") / "world")
+    yield world
+    assert world.close() == []
