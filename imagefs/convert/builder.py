@@ -42,8 +42,8 @@ FRAME_MIN: Final = 128 * 1024
 OWN_PACKS_FROM: Final = 1024 * 1024
 """An object of this size or more has packs of its own."""
 
-PACK_MIN: Final = 1024 * 1024
-PACK_MAX: Final = 4 * 1024 * 1024
+PACK_MIN: Final = 512 * 1024
+PACK_MAX: Final = 2 * 1024 * 1024
 """Bytes of content in a shared pack: it ends between these two where a digest says so, and then at the latest."""
 
 OWN_PACK_FRAMES: Final = 64

@@ -190,9 +190,6 @@ def convert(
                 with clock.stage("reread"):
                     conversion.read_missing(layers, missing)
                     root = flatten(layers)
-            with clock.stage("flush"):
-                tell(Progress("flush", conversion.bytes_in, opened.total_bytes))
-                builder.flush()
             tell(Progress("publish", opened.total_bytes, opened.total_bytes))
             return _publish(opened, ref, store, builder, root, clock, conversion.bytes_in)
 
@@ -200,10 +197,13 @@ def convert(
 def _publish(
     source: Source | DirSource, ref: Ref, store: ObjectStore, builder: ContentBuilder, root: Inode, clock: _Clock, bytes_in: int
 ) -> ConvertReport:
-    """Write tree and object map, then the manifest, then the ref; all packs are in the store."""
+    """Write the last packs, the tree and the object map, then the manifest, then the ref."""
     with clock.stage("tree"):
+        # Made while the workers compress the last packs, stored after them.
         wanted, files, logical = _census(root)
         tree = write_tree(root)
+    with clock.stage("flush"):
+        builder.flush()
         tree_name, tree_new = put_blob(store, tree)
     with clock.stage("map"):
         built = builder.built(wanted)
