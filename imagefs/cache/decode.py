@@ -1,0 +1,38 @@
+"""Stored frames become content, in place: straight into the buffer that readers are answered from.
+
+Invariant: when :func:`decode_into` returns, ``target`` holds the frame's content, verified by its digest. When it raises, ``target`` holds
+garbage that nobody must be shown. What does not live here: the frame format (``imagefs.format.pack``), whose ``decode_frame`` makes a new
+``bytes`` instead and is what everything uses that is not on the way of a read.
+"""
+
+import zstandard
+from blake3 import blake3
+
+from imagefs.errors import IntegrityError, UnsupportedError
+from imagefs.format.objectmap import FrameRow
+from imagefs.format.pack import CODEC_RAW, CODEC_ZSTD
+
+
+def decode_into(target: memoryview, stored: memoryview, frame: FrameRow, decompressor: zstandard.ZstdDecompressor) -> None:
+    """Decode ``stored`` into ``target``, which has exactly ``frame.length`` bytes.
+
+    ``IntegrityError`` if that does not give the frame, ``UnsupportedError`` for an unknown codec. ``decompressor`` belongs to the calling
+    thread. The heavy work releases the GIL.
+    """
+    if frame.codec == CODEC_ZSTD:
+        try:
+            # With the size stated and room for all of it, zstd decodes straight into the target, without a window of its own.
+            if zstandard.frame_content_size(stored) != frame.length:
+                raise IntegrityError(f"frame {frame.digest.hex()}: states another length than {frame.length}")
+            with decompressor.stream_reader(stored) as reader:
+                count = reader.readinto(target)
+        except zstandard.ZstdError as error:
+            raise IntegrityError(f"frame {frame.digest.hex()}: does not decompress: {error}") from None
+    elif frame.codec == CODEC_RAW:
+        count = len(stored)
+        if count == frame.length:
+            target[:] = stored
+    else:
+        raise UnsupportedError(f"frame {frame.digest.hex()}: codec {frame.codec} is not known", hint="a newer version of ImageFS wrote it")
+    if count != frame.length or blake3(target).digest() != frame.digest:
+        raise IntegrityError(f"frame {frame.digest.hex()}: its bytes have another digest")

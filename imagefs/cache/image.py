@@ -1,0 +1,51 @@
+"""An image that is open on this host: its tree, its object map, and where its bytes come from.
+
+Nothing in it is a Python object a file: both are read in place from the mapped files. Reading is safe from any thread; ``close`` is for
+when nobody reads any more. What does not live here: how the files got here (``imagefs.cache.index``), and the frames.
+"""
+
+import contextlib
+import mmap
+from pathlib import Path
+from typing import cast
+
+from imagefs.cache.index import bring_index
+from imagefs.digest import Buffer
+from imagefs.format.erofs_reader import Tree
+from imagefs.format.manifest import Manifest
+from imagefs.format.objectmap import ObjectMap
+from imagefs.store.base import ObjectStore
+
+
+class Image:
+    """A tree with its object map."""
+
+    __slots__ = ("_maps", "index_bytes", "manifest", "moved", "name", "objects", "tree")
+
+    def __init__(self, name: str, manifest: Manifest, tree: mmap.mmap, objects: mmap.mmap, moved: int) -> None:
+        """``name`` is the manifest's hex digest; ``moved`` the bytes that came from the store to open it."""
+        self.name = name
+        self.manifest = manifest
+        # Indexing a mapping gives bytes, which is what the readers need; the type says Buffer.
+        self.tree = Tree(cast("Buffer", tree))
+        self.objects = ObjectMap(objects)
+        self.index_bytes = len(tree) + len(objects)
+        self.moved = moved
+        self._maps = (tree, objects)
+
+    def release_pages(self) -> None:
+        """Give the mapped pages back to the page cache: they count as the daemon's memory otherwise, and come back for a soft fault each."""
+        for mapped in self._maps:
+            mapped.madvise(mmap.MADV_DONTNEED)
+
+    def close(self) -> None:
+        """Unmap the files, unless somebody still reads from them: then the last reader does."""
+        for mapped in self._maps:
+            with contextlib.suppress(BufferError):
+                mapped.close()
+
+
+def open_image(store: ObjectStore, cache: Path, manifest_hex: str) -> Image:
+    """Bring the image's index to this host and open it. Blocks; raises what ``bring_index`` does, and ``IntegrityError`` for a bad index."""
+    index = bring_index(store, cache, manifest_hex)
+    return Image(manifest_hex, index.manifest, index.tree, index.objects, index.moved)

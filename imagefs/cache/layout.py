@@ -1,0 +1,158 @@
+"""Where the bytes of an object lie in slabs.
+
+A read is answered from *parts*: runs of one slab each. Three shapes:
+
+- an object that lies in one frame, whole or with others: the slab is that frame, named by the frame's digest;
+- a window of ``WINDOW`` bytes of a larger object, cut into whole frames: the slab is the window, named by the object's digest and its number;
+- anything else (pieces of shared frames, frames that straddle a window): one part an extent, each in its frame's slab.
+
+Which shape applies is a pure function of the object map, so images that share an object share its slabs. What does not live here: fetching.
+"""
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from imagefs.cache.ram import RamCache, Slab
+from imagefs.format.objectmap import HOLE, Extent, FrameRow, ObjectMap, ObjectRow
+
+WINDOW: Final = 4 * 1024 * 1024
+"""Bytes of a window: what the kernel reads ahead, so that nearly every request lies in one slab."""
+
+COUNT_MAX: Final = 16384
+"""Extents that are looked at for one question about a whole object."""
+
+_ZEROS: Final = memoryview(bytes(1024 * 1024))
+
+
+class Lookup(Protocol):
+    """What is needed of an image: its manifest's hex digest, and its object map."""
+
+    @property
+    def name(self) -> str:
+        """The manifest's hex digest."""
+
+    @property
+    def objects(self) -> ObjectMap:
+        """The object map."""
+
+
+class ObjectRecord:
+    """An object that is being read: a cache of what the image says about it, and how far it was read (for reading ahead)."""
+
+    __slots__ = ("_single", "digest", "lookup", "next_offset", "row", "size")
+
+    def __init__(self, lookup: Lookup, row: ObjectRow) -> None:
+        """``row`` is of ``lookup``'s object map."""
+        self.lookup = lookup
+        self.row = row
+        self.digest = row.digest
+        self.size = row.size
+        self.next_offset = 0
+        self._single: tuple[bytes, int] | None = None
+        if row.extent_count == 1 and row.size:
+            extent = lookup.objects.extents(row, 0, row.size)[0]
+            if extent.frame != HOLE:
+                self._single = (lookup.objects.frame(extent.frame).digest, -extent.frame_offset)
+
+    def frame_count(self) -> int:
+        """Count the frames that hold the object's bytes; holes have none. Past ``COUNT_MAX`` extents, holes count too: counting has to end."""
+        if self.row.extent_count > COUNT_MAX:
+            return self.row.extent_count
+        return len({extent.frame for extent in self.lookup.objects.extents(self.row, 0, self.size)} - {HOLE})
+
+    def slab_at(self, offset: int) -> tuple[Hashable, int]:
+        """Return the name of the slab that would hold byte ``offset``, and which byte of the object it would begin with."""
+        if self._single is not None:
+            return self._single
+        window = offset // WINDOW
+        return (self.digest, window), window * WINDOW
+
+
+@dataclass(slots=True)
+class Part:
+    """Bytes ``start`` to ``stop`` (exclusive) of a slab; zeros if it has none. ``first_frames`` maps its pieces to frames."""
+
+    slab: Slab | None
+    start: int
+    stop: int
+    lookup: Lookup
+    frames: tuple[int, ...] | range = ()
+    zeros: bool = False
+
+    def frame(self, piece: int) -> FrameRow:
+        """Return the frame that a piece of the slab is."""
+        return self.lookup.objects.frame(self.frames[piece])
+
+    def view(self) -> memoryview:
+        """Return the bytes, which must be there."""
+        if self.slab is not None:
+            return self.slab.view[self.start : self.stop]
+        count = self.stop - self.start
+        return _ZEROS[:count] if count <= len(_ZEROS) else memoryview(bytes(count))
+
+
+def parts_of(record: ObjectRecord, offset: int, end: int, ram: RamCache, *, create: bool = True) -> list[Part]:
+    """Return the parts that make up bytes ``offset`` to ``end`` of an object, in order. Slabs that are not there are made if ``create``."""
+    parts: list[Part] = []
+    position = offset
+    while position < end:
+        base = position // WINDOW * WINDOW
+        stop = min(end, base + WINDOW)
+        extents = record.lookup.objects.extents(record.row, base, min(base + WINDOW, record.size))
+        if _is_window(record, extents, base):
+            parts.append(_window_part(record, extents, base, position, stop, ram, create=create))
+        else:
+            parts.extend(_extent_parts(record, extents, position, stop, ram, create=create))
+        position = stop
+    return parts
+
+
+def _is_window(record: ObjectRecord, extents: list[Extent], base: int) -> bool:
+    """Say whether these extents are at least two whole frames or holes that begin and end with the window, and not all of them holes."""
+    last = extents[-1]
+    if len(extents) < 2 or extents[0].offset != base or last.offset + last.length > base + WINDOW:
+        return False
+    frame_of = record.lookup.objects.frame
+    data = False
+    for _, length, frame, frame_offset in extents:
+        if frame == HOLE:
+            continue
+        if frame_offset or frame_of(frame).length != length:
+            return False
+        data = True
+    return data
+
+
+def _window_part(record: ObjectRecord, extents: list[Extent], base: int, start: int, stop: int, ram: RamCache, *, create: bool) -> Part:
+    key = (record.digest, base // WINDOW)
+    slab = ram.get(key)
+    if slab is None and create:
+        slab = Slab(key, [*(extent.offset - base for extent in extents), extents[-1].offset + extents[-1].length - base])
+        for piece, extent in enumerate(extents):
+            if extent.frame == HOLE:
+                slab.set_ready(piece)
+        # Untouched pages of a new mapping read as zeros and take no memory.
+        slab.landed = 0
+        ram.add(slab)
+    return Part(slab, start - base, stop - base, record.lookup, tuple(extent.frame for extent in extents))
+
+
+def _extent_parts(record: ObjectRecord, extents: list[Extent], start: int, stop: int, ram: RamCache, *, create: bool) -> list[Part]:
+    parts = []
+    for offset, length, frame, frame_offset in extents:
+        first, last = max(offset, start), min(offset + length, stop)
+        if first >= last:
+            continue
+        if frame == HOLE:
+            parts.append(Part(None, 0, last - first, record.lookup, zeros=True))
+            continue
+        row = record.lookup.objects.frame(frame)
+        slab = ram.get(row.digest)
+        if slab is None and create:
+            slab = Slab(row.digest, (0, row.length))
+            ram.add(slab)
+        shift = frame_offset - offset
+        parts.append(Part(slab, first + shift, last + shift, record.lookup, (frame,)))
+    return parts
+

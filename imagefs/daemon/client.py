@@ -1,0 +1,312 @@
+"""How a program talks to the daemon, and starts it when there is none. Plain blocking functions.
+
+This is on the way of every command, so it imports the standard library, ``config`` and ``errors`` alone.
+
+With root there is one daemon for a store and a cache; without, one for each mountpoint: ``at`` is that mountpoint then, and is left out with
+root (:func:`home` chooses). Every wait has a deadline.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from imagefs import errors
+from imagefs.config import Config
+from imagefs.errors import AccessError, DaemonError, DeadlineError, ImageFSError
+
+_SOCKET: Final = "control.sock"
+_QUICK: Final = 10.0
+_MOUNT_SECONDS: Final = 600.0
+_UMOUNT_SECONDS: Final = 60.0
+_START_SECONDS: Final = 30.0
+_GONE_SECONDS: Final = 30.0
+_ANSWER_MAX: Final = 64 << 20
+_LOG_TAIL: Final = 2000
+
+
+# -- what commands call ---------------------------------------------------------------------------------------------------------------
+
+
+def mount(config: Config, *, mountpoint: str | Path, ref: str = "", manifest: str | None = None, mode: str = "auto") -> dict[str, Any]:
+    """Mount an image, with a daemon started for it if there is none.
+
+    Returns ``{mountpoint, ref, manifest, mode, reason, files, bytes, index_bytes, index_moved, seconds}``; raises what the daemon met.
+    """
+    place = absolute(mountpoint)
+    at = home(place)
+    fields = {"mountpoint": place, "ref": ref, "manifest": manifest, "mode": mode, "namespace": _namespace()}
+    for last in (False, True):
+        ensure_daemon(config, at=at)
+        try:
+            return call(config, "mount", at=at, timeout=_MOUNT_SECONDS, **fields)
+        except DaemonError:
+            # It ended between our two calls, because another's last mount went.
+            if last or running(config, at=at):
+                raise
+    raise AssertionError
+
+
+def umount(config: Config, mountpoint: str | Path, *, lazy: bool = False) -> dict[str, Any]:
+    """Unmount; returns ``{mountpoint, stopping}``.
+
+    Any daemon of this user below ``config.runtime`` may be the one that has the mount. When it was the last, returns after the daemon is gone.
+    """
+    place = absolute(mountpoint)
+    problem: ImageFSError = errors.MountError(f"no image is mounted at {place}", hint="`imagefs daemon status` lists the mounts")
+    own = config.instance_dir(home(place))
+    for directory in sorted(instances(config), key=lambda found: found != own):
+        try:
+            result = _call(directory, {"op": "umount", "mountpoint": place, "lazy": lazy}, _UMOUNT_SECONDS)
+        except (DaemonError, AccessError):
+            continue
+        except errors.MountError as error:
+            if not error.message.startswith("no image is mounted"):
+                raise
+            continue
+        if result.get("stopping"):
+            _wait_gone(directory)
+        return result
+    raise problem
+
+
+def status(config: Config, *, at: str | None = None) -> dict[str, Any]:
+    """Return ``{pid, version, store, cache, auto_stop, started_at, rss_bytes, mounts}``; ``DaemonError`` if no daemon runs."""
+    return call(config, "status", at=at)
+
+
+def stats(config: Config, *, at: str | None = None) -> dict[str, Any]:
+    """Return the daemon's figures; ``DaemonError`` if no daemon runs."""
+    return call(config, "stats", at=at)
+
+
+def stop(config: Config, *, at: str | None = None) -> dict[str, Any]:
+    """Unmount everything and end the daemon; returns ``{pid, mounts}`` when it is gone."""
+    result = call(config, "stop", at=at)
+    _wait_gone(config.instance_dir(at))
+    return result
+
+
+def running(config: Config, *, at: str | None = None) -> bool:
+    """Say whether a daemon answers."""
+    try:
+        call(config, "ping", at=at)
+    except DaemonError:
+        return False
+    return True
+
+
+def daemons(config: Config) -> list[dict[str, Any]]:
+    """Return the status of every daemon of this user below ``config.runtime``, whatever store it serves."""
+    found = []
+    for directory in instances(config):
+        with contextlib.suppress(ImageFSError):
+            found.append(_call(directory, {"op": "status"}, _QUICK))
+    return found
+
+
+def instances(config: Config) -> list[Path]:
+    """Return the directories below ``config.runtime`` that have a control socket."""
+    try:
+        return sorted(path.parent for path in config.runtime.glob(f"*/{_SOCKET}"))
+    except OSError:
+        return []
+
+
+def home(mountpoint: str) -> str | None:
+    """Return what names the daemon of a mountpoint: None with root, the mountpoint itself without."""
+    return None if os.geteuid() == 0 else mountpoint
+
+
+def absolute(mountpoint: str | Path) -> str:
+    """Return a mountpoint as the daemon names it: links followed but for the last part, which may be a dead mount."""
+    path = os.path.abspath(mountpoint)  # noqa: PTH100 # Path.resolve would look at the last part too
+    return os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))  # noqa: PTH118, PTH119, PTH120
+
+
+def call(config: Config, op: str, *, at: str | None = None, timeout: float = _QUICK, **fields: object) -> dict[str, Any]:
+    """Ask the daemon; return its result, or raise the error that it met. ``DaemonError`` if none answers."""
+    return _call(config.instance_dir(at), {"op": op, **fields}, timeout)
+
+
+# -- the socket -----------------------------------------------------------------------------------------------------------------------
+
+
+def _call(directory: Path, request: dict[str, object], timeout: float) -> dict[str, Any]:
+    deadline = time.monotonic() + timeout
+    with contextlib.closing(_connect(directory)) as connection:
+        try:
+            connection.settimeout(timeout)
+            connection.sendall(json.dumps(request).encode() + b"\n")
+            answer = b""
+            while not answer.endswith(b"\n") and len(answer) < _ANSWER_MAX:
+                connection.settimeout(max(deadline - time.monotonic(), 0.001))
+                chunk = connection.recv(65536)
+                if not chunk:
+                    raise DaemonError("the daemon closed the connection without an answer", hint=f"its log is {directory}/daemon.log")
+                answer += chunk
+        except TimeoutError:
+            raise DeadlineError(f"the daemon did not answer within {timeout:g} s", hint=f"its log is {directory}/daemon.log") from None
+        except OSError as error:
+            raise DaemonError(f"the connection to the daemon broke: {error.strerror}", hint=f"its log is {directory}/daemon.log") from error
+    return _result(answer)
+
+
+def _connect(directory: Path) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        # A socket's path is limited to 107 bytes; through the directory's descriptor it always fits.
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            connection.settimeout(_QUICK)
+            connection.connect(f"/proc/self/fd/{descriptor}/{_SOCKET}")
+        finally:
+            os.close(descriptor)
+    except PermissionError as error:
+        connection.close()
+        raise AccessError(f"this user may not talk to the daemon at {directory}") from error
+    except OSError as error:
+        connection.close()
+        raise DaemonError("no daemon is running for this store and cache", hint="`imagefs mount` starts one") from error
+    return connection
+
+
+def _result(answer: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(answer)
+        if document["ok"]:
+            result: dict[str, Any] = document["result"]
+            return result
+        problem = document["error"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DaemonError("the daemon's answer cannot be read", hint="are client and daemon of one version?") from error
+    kind = getattr(errors, str(problem.get("type")), None)
+    if not (isinstance(kind, type) and issubclass(kind, ImageFSError)):
+        kind = next((found for found in _all_errors(ImageFSError) if found.exit_code == problem.get("exit_code")), DaemonError)
+    raise kind(problem.get("message", "unknown error"), hint=problem.get("hint"))
+
+
+def _all_errors(base: type[ImageFSError]) -> Iterator[type[ImageFSError]]:
+    yield base
+    for kind in base.__subclasses__():
+        yield from _all_errors(kind)
+
+
+# -- starting -------------------------------------------------------------------------------------------------------------------------
+
+
+def ensure_daemon(config: Config, *, at: str | None = None, auto_stop: bool = True, timeout: float = _START_SECONDS) -> None:
+    """Return when a daemon answers, starting one if there is none: one, however many ask. Raises what its start met."""
+    directory = config.instance_dir(at)
+    with contextlib.suppress(DaemonError):
+        _call(directory, {"op": "ping"}, _QUICK)
+        return
+    deadline = time.monotonic() + timeout
+    with _start_lock(directory, deadline):
+        with contextlib.suppress(DaemonError):
+            _call(directory, {"op": "ping"}, _QUICK)
+            return
+        _spawn(config, at, auto_stop=auto_stop, deadline=deadline)
+
+
+@contextlib.contextmanager
+def _start_lock(directory: Path, deadline: float) -> Iterator[None]:
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(mode=0o700, exist_ok=True)
+        descriptor = os.open(directory / "start.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise AccessError(f"cannot use the runtime directory {directory}: {error.strerror}", hint="check --runtime and IMAGEFS_RUNTIME") from error
+    try:
+        _flock(descriptor, deadline, "another start of the daemon does not end")
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _flock(descriptor: int, deadline: float, problem: str) -> None:
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise DeadlineError(problem) from None
+            time.sleep(0.01)
+        else:
+            return
+
+
+def _spawn(config: Config, at: str | None, *, auto_stop: bool, deadline: float) -> None:
+    # Imported here: only the command that starts a daemon pays for it.
+    import subprocess  # noqa: PLC0415
+
+    directory = config.instance_dir(at)
+    reader, writer = os.pipe()
+    try:
+        settings = {name: value if isinstance(value, int | float) else str(value) for name, value in dataclasses.asdict(config).items()}
+        told = json.dumps({"config": settings, "mountpoint": at, "auto_stop": auto_stop, "ready_fd": writer})
+        log = os.open(directory / "daemon.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            command = [sys.executable, "-P", "-m", "imagefs.daemon", told]
+            # The process forks and its first half ends at once.
+            subprocess.run(  # noqa: S603 # our own arguments
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(writer,), cwd="/", check=True, timeout=_QUICK
+            )
+        except (OSError, subprocess.SubprocessError) as error:
+            raise DaemonError(f"the daemon could not be started: {error}") from error
+        finally:
+            os.close(log)
+            os.close(writer)
+            writer = -1
+        _wait_ready(reader, directory, deadline)
+    finally:
+        os.close(reader)
+        if writer >= 0:
+            os.close(writer)
+
+
+def _wait_ready(reader: int, directory: Path, deadline: float) -> None:
+    import select  # noqa: PLC0415
+
+    poll = select.poll()
+    poll.register(reader, select.POLLIN)
+    line = b""
+    while not line.endswith(b"\n"):
+        if not poll.poll(max(deadline - time.monotonic(), 0) * 1000):
+            raise DeadlineError("the daemon did not get ready in time", hint=f"its log is {directory}/daemon.log")
+        chunk = os.read(reader, 65536)
+        if not chunk:
+            raise DaemonError(f"the daemon ended while starting: {_log_end(directory)}", hint=f"its log is {directory}/daemon.log")
+        line += chunk
+    _result(line)
+
+
+def _log_end(directory: Path) -> str:
+    try:
+        text = (directory / "daemon.log").read_text(errors="replace")[-_LOG_TAIL:].strip()
+    except OSError:
+        return "no log"
+    return text.splitlines()[-1] if text else "its log is empty"
+
+
+def _wait_gone(directory: Path) -> None:
+    """Wait until the daemon that is ending has let go of its lock, which it does last."""
+    try:
+        descriptor = os.open(directory / "daemon.lock", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        _flock(descriptor, time.monotonic() + _GONE_SECONDS, "the daemon does not end")
+    finally:
+        os.close(descriptor)
+
+
+def _namespace() -> int:
+    return os.stat("/proc/self/ns/mnt").st_ino

@@ -1,0 +1,159 @@
+"""Mounting as root: one FUSE mount in the instance's directory, and a bind mount of ``trees/<manifest>`` at each mountpoint.
+
+Invariants: a mount that fails at any step leaves nothing mounted and no slot taken; an image is shown as long as it is mounted or one of its
+files is open. Calls that touch a mount of ours run in threads, because this very process answers them.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+import trio
+
+from imagefs.cache.image import Image
+from imagefs.daemon.requests import Mount
+from imagefs.daemon.service import in_thread
+from imagefs.errors import DeadlineError, ImageFSError, MountError
+from imagefs.fuse.forest import Forest, Slot
+from imagefs.fuse.session import FuseSession
+from imagefs.mount.bind import BusyError, bind_readonly, unmount
+from imagefs.mount.checks import check_mountpoint
+from imagefs.mount.holders import holders
+from imagefs.mount.mountinfo import FUSE_TYPE, MountEntry, mount_at, read_mounts
+from imagefs.mount.table import MountRecord, MountTable
+
+_CALL_SECONDS = 20.0
+
+
+class BindMounter:
+    """See the module. Belongs to the trio thread."""
+
+    def __init__(self, session: FuseSession, forest: Forest, table: MountTable, fuse: Path, log: structlog.typing.FilteringBoundLogger) -> None:
+        """``fuse`` is where ``session`` is mounted."""
+        self._session = session
+        self._forest = forest
+        self._table = table
+        self._fuse = fuse
+        self._log = log
+        self._lock = trio.Lock()
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is mounted or open."""
+        return not len(self._table) and not any(slot.opens > 0 for slot in self._forest.slots.values())
+
+    async def mount(self, image: Image, request: Mount, mountpoint: str) -> MountRecord:
+        """Bind the image's tree to ``mountpoint``."""
+        async with self._lock:
+            slot = self._forest.by_name.get(image.name.encode())
+            if slot is None:
+                slot = self._session.show(self._table.slot_for(image.name), image)
+            else:
+                image.close()
+            path = Path(mountpoint)
+            try:
+                await self._call(path, check_mountpoint, path)
+                await self._call(path, bind_readonly, self._fuse / "trees" / image.name, path)
+                record = MountRecord(mountpoint, image.name, request.ref or image.name, slot.number, "fuse", time.time())
+                try:
+                    self._table.add(record)
+                except ImageFSError:
+                    await self._call(path, _unmount_lazily, path)
+                    raise
+            except BaseException:
+                with trio.CancelScope(shield=True):
+                    await self._let_go(slot)
+                raise
+            return record
+
+    async def _call(self, path: Path, function: Callable[..., object], *args: object) -> None:
+        with trio.move_on_after(_CALL_SECONDS) as scope:
+            await in_thread(function, *args, abandon=True)
+        if scope.cancelled_caught:
+            raise DeadlineError(f"the file system at {path} did not answer within {_CALL_SECONDS:g} s")
+
+    async def umount(self, mountpoint: str, *, lazy: bool) -> None:
+        """Take a bind mount away."""
+        async with self._lock:
+            if not self._is_ours(mount_at(mountpoint)):
+                raise MountError(f"no image is mounted at {mountpoint}", hint="`imagefs daemon status` lists the mounts")
+            path = Path(mountpoint)
+            try:
+                await self._call(path, _unmount_lazily if lazy else unmount, path)
+            except BusyError as error:
+                users = await in_thread(holders, mountpoint)
+                raise MountError(
+                    f"{mountpoint} is in use" + (f" by {', '.join(users)}" if users else ""),
+                    hint="end them, or use --lazy to let them finish",
+                ) from error
+            await self._forget(mountpoint)
+
+    async def _forget(self, mountpoint: str) -> None:
+        try:
+            record = self._table.remove(mountpoint)
+        except ImageFSError as error:
+            # What is mounted is what counts; the file is put right by the next change.
+            self._log.warning("table_not_saved", error=error.message)
+            return
+        if record is not None and (slot := self._forest.slots.get(record.slot)) is not None:
+            await self._let_go(slot)
+
+    async def _let_go(self, slot: Slot) -> None:
+        """Take an image out if nobody uses it any more."""
+        if slot.opens <= 0 and not self._table.of_image(slot.image.name):
+            await self._session.hide(slot)
+
+    def _device(self) -> str | None:
+        entry = mount_at(self._fuse)
+        return entry.device if entry is not None and entry.fstype == FUSE_TYPE else None
+
+    def _is_ours(self, entry: MountEntry | None) -> bool:
+        return entry is not None and entry.fstype == FUSE_TYPE and entry.device == self._device()
+
+    async def reconcile(self) -> None:
+        """Forget mounts that somebody else took away, and images that only open files had kept."""
+        async with self._lock:
+            entries = read_mounts()
+            device = self._device()
+            there = {entry.mountpoint for entry in entries if entry.fstype == FUSE_TYPE and entry.device == device}
+            for record in self._table:
+                if record.mountpoint not in there:
+                    self._log.info("unmounted_by_others", mountpoint=record.mountpoint)
+                    await self._forget(record.mountpoint)
+            for slot in list(self._forest.slots.values()):
+                await self._let_go(slot)
+
+    async def shutdown(self) -> None:
+        """Unmount everything; who still uses something keeps it until the process ends."""
+        async with self._lock:
+            for record in self._table:
+                path = Path(record.mountpoint)
+                try:
+                    try:
+                        await self._call(path, unmount, path)
+                    except BusyError:
+                        self._log.warning("unmounted_in_use", mountpoint=record.mountpoint, users=await in_thread(holders, record.mountpoint))
+                        await self._call(path, _unmount_lazily, path)
+                except ImageFSError as error:
+                    self._log.error("unmount_failed", mountpoint=record.mountpoint, error=error.message)
+            self._table.clear()
+
+
+def _unmount_lazily(path: Path) -> None:
+    unmount(path, lazy=True)
+
+
+def recover(fuse: Path, table: MountTable) -> list[str]:
+    """Take away what a dead daemon left: its binds and its FUSE mount. Returns the mountpoints. The caller holds the instance's lock."""
+    entries = read_mounts()
+    dead = mount_at(fuse, entries)
+    recorded = {record.mountpoint for record in table}
+    gone = []
+    for entry in reversed(entries):
+        same = dead is not None and entry.device == dead.device and dead.fstype == FUSE_TYPE
+        if entry.fstype == FUSE_TYPE and (same or entry.mountpoint in recorded):
+            unmount(Path(entry.mountpoint), lazy=True)
+            gone.append(entry.mountpoint)
+    table.clear()
+    return gone

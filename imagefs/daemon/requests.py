@@ -1,0 +1,65 @@
+"""What can be asked over the control socket: one JSON object a line, ``{"op": "...", ...}``.
+
+The answer is ``{"ok": true, "result": {...}}`` or ``{"ok": false, "error": {"type", "exit_code", "message", "hint"}}``. Unknown fields are refused.
+"""
+
+from typing import Final
+
+import msgspec
+
+from imagefs.errors import ImageFSError
+
+LINE_MAX: Final = 64 * 1024
+"""Bytes of a request, at most."""
+
+
+class Ping(msgspec.Struct, tag_field="op", tag="ping", forbid_unknown_fields=True):
+    """Is anybody there?"""
+
+
+class Status(msgspec.Struct, tag_field="op", tag="status", forbid_unknown_fields=True):
+    """Who are you, and what is mounted?"""
+
+
+class Stats(msgspec.Struct, tag_field="op", tag="stats", forbid_unknown_fields=True):
+    """All figures."""
+
+
+class Stop(msgspec.Struct, tag_field="op", tag="stop", forbid_unknown_fields=True):
+    """Unmount everything and end."""
+
+
+class Mount(msgspec.Struct, tag_field="op", tag="mount", forbid_unknown_fields=True, kw_only=True):
+    """Mount an image at an absolute path.
+
+    ``manifest`` is its hex digest; without it ``ref`` is resolved. ``namespace`` is the inode number of the caller's mount namespace (0: not told).
+    """
+
+    mountpoint: str
+    ref: str = ""
+    manifest: str | None = None
+    mode: str = "auto"
+    namespace: int = 0
+
+
+class Umount(msgspec.Struct, tag_field="op", tag="umount", forbid_unknown_fields=True, kw_only=True):
+    """Unmount an absolute path; ``lazy`` lets those who use it finish."""
+
+    mountpoint: str
+    lazy: bool = False
+
+
+Request = Ping | Status | Stats | Stop | Mount | Umount
+
+decoder: Final = msgspec.json.Decoder(Request)
+
+
+def success(result: dict[str, object]) -> bytes:
+    """Encode an answer."""
+    return msgspec.json.encode({"ok": True, "result": result}) + b"\n"
+
+
+def failure(error: ImageFSError) -> bytes:
+    """Encode an error so that the client can raise it again."""
+    described = {"type": type(error).__name__, "exit_code": error.exit_code, "message": error.message, "hint": error.hint}
+    return msgspec.json.encode({"ok": False, "error": described}) + b"\n"

@@ -1,0 +1,181 @@
+"""What the daemon does when asked: the same for a daemon of root's and for one that serves a single mount without root.
+
+Mounting itself differs, and is a :class:`Mounter`'s. All of it belongs to the trio thread; what blocks runs in threads.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Protocol, TypeVar
+
+import structlog
+import trio
+
+from imagefs import __version__
+from imagefs.cache.image import Image, open_image
+from imagefs.config import Config
+from imagefs.daemon import metrics, requests
+from imagefs.daemon.metrics import Sources
+from imagefs.digest import is_hex_digest
+from imagefs.errors import ImageFSError, MountError, UnsupportedError, UsageError
+from imagefs.mount.checks import canonical
+from imagefs.mount.table import MountRecord
+from imagefs.store import refs
+from imagefs.store.base import ObjectStore
+
+_MAPPED_MAX: Final = 64 << 20
+"""Bytes of mapped files that may count as this process's memory."""
+
+_T = TypeVar("_T")
+
+
+class Mounter(Protocol):
+    """Mounts images and unmounts them."""
+
+    async def mount(self, image: Image, request: requests.Mount, mountpoint: str) -> MountRecord:
+        """Mount ``image``; nothing stays mounted if that fails."""
+
+    async def umount(self, mountpoint: str, *, lazy: bool) -> None:
+        """Unmount. ``MountError`` if nothing of ours is there, or it is busy."""
+
+    async def reconcile(self) -> None:
+        """Take note of what was unmounted behind our back, and let go of what nobody uses."""
+
+    async def shutdown(self) -> None:
+        """Unmount everything."""
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is mounted or open."""
+
+
+@dataclass(slots=True)
+class Service:
+    """Handles requests. ``stop`` ends the daemon; with ``auto_stop`` that happens when the last mount goes."""
+
+    config: Config
+    store: ObjectStore
+    sources: Sources
+    mounter: Mounter
+    log: structlog.typing.FilteringBoundLogger
+    stop: Callable[[], None]
+    auto_stop: bool
+    started_at: float
+    stopping: bool = False
+    pending: int = 0
+    last_mount: float = 0.0
+
+    async def handle(self, request: requests.Request) -> dict[str, object]:
+        """Do what is asked; raise an ``ImageFSError`` if it cannot be done."""
+        match request:
+            case requests.Ping():
+                return {"pid": os.getpid(), "version": __version__}
+            case requests.Status():
+                await self.mounter.reconcile()
+                return self._status()
+            case requests.Stats():
+                return metrics.stats(self.sources)
+            case requests.Stop():
+                self.stopping = True
+                return {"pid": os.getpid(), "mounts": len(self.sources.table)}
+            case requests.Mount():
+                self.pending += 1
+                try:
+                    return await self._mount(request)
+                finally:
+                    self.pending -= 1
+                    self.last_mount = trio.current_time()
+            case requests.Umount():
+                return await self._umount(request)
+
+    def _status(self) -> dict[str, object]:
+        return {
+            "pid": os.getpid(),
+            "version": __version__,
+            "store": self.config.store,
+            "cache": str(self.config.cache),
+            "auto_stop": self.auto_stop,
+            "started_at": self.started_at,
+            "rss_bytes": metrics.memory()[0],
+            "mounts": metrics.mounts(self.sources),
+        }
+
+    async def _mount(self, request: requests.Mount) -> dict[str, object]:
+        begin = time.perf_counter()
+        if request.mode not in ("auto", "fuse"):
+            if request.mode == "kernel":
+                raise UnsupportedError("kernel mode is not in this version", hint="use --mode fuse, or auto")
+            raise UsageError(f"no such mode: {request.mode!r}", hint="auto, kernel or fuse")
+        if self.stopping:
+            raise MountError("the daemon is stopping")
+        if request.namespace and request.namespace != own_namespace():
+            raise MountError(
+                "the daemon runs in another mount namespace: what it mounts would not be seen here",
+                hint="run the command where the daemon was started, or start another daemon with --runtime",
+            )
+        await self.mounter.reconcile()
+        mountpoint = str(await in_thread(canonical, request.mountpoint))
+        manifest = await in_thread(self._resolve, request, abandon=True)
+        image = await in_thread(open_image, self.store, self.config.cache, manifest, abandon=True)
+        record = await self.mounter.mount(image, request, mountpoint)
+        self.log.info("mounted", mountpoint=record.mountpoint, manifest=manifest, ref=record.ref, slot=record.slot)
+        return {
+            "mountpoint": record.mountpoint,
+            "ref": record.ref,
+            "manifest": manifest,
+            "mode": record.mode,
+            "reason": "FUSE is the one mode of this version",
+            "files": image.manifest.files,
+            "bytes": image.manifest.bytes,
+            "index_bytes": image.index_bytes,
+            "index_moved": image.moved,
+            "seconds": time.perf_counter() - begin,
+        }
+
+    def _resolve(self, request: requests.Mount) -> str:
+        if request.manifest is None:
+            return refs.resolve(self.store, request.ref)
+        if not is_hex_digest(request.manifest):
+            raise UsageError(f"not a manifest digest: {request.manifest[:80]!r}")
+        return request.manifest
+
+    async def _umount(self, request: requests.Umount) -> dict[str, object]:
+        mountpoint = str(await in_thread(canonical, request.mountpoint))
+        await self.mounter.umount(mountpoint, lazy=request.lazy)
+        self.log.info("unmounted", mountpoint=mountpoint, lazy=request.lazy)
+        self.stopping = self.stopping or (self.auto_stop and self._may_stop())
+        return {"mountpoint": mountpoint, "stopping": self.stopping}
+
+    def _may_stop(self) -> bool:
+        return self.mounter.idle and not self.pending
+
+    def after_answer(self) -> None:
+        """End the daemon if the answer that was just sent said so."""
+        if self.stopping:
+            self.stop()
+
+    async def patrol(self, *, every: float, patience: float) -> None:
+        """Every so many seconds: look what was unmounted, give mapped pages back, end when nothing is mounted for ``patience`` seconds."""
+        while True:
+            await trio.sleep(every)
+            try:
+                await self.mounter.reconcile()
+            except ImageFSError as error:
+                self.log.warning("reconcile_failed", error=error.message)
+            if metrics.memory()[1] > _MAPPED_MAX:
+                for slot in self.sources.forest.slots.values():
+                    slot.image.release_pages()
+            if self.auto_stop and self._may_stop() and trio.current_time() - self.last_mount > patience:
+                self.stopping = True
+                self.stop()
+
+
+async def in_thread(function: Callable[..., _T], *args: object, abandon: bool = False) -> _T:
+    """Run a blocking function in a thread of the control plane's, which reads never wait for."""
+    return await trio.to_thread.run_sync(lambda: function(*args), abandon_on_cancel=abandon)
+
+
+def own_namespace() -> int:
+    """Return the inode number of this process's mount namespace."""
+    return os.stat("/proc/self/ns/mnt").st_ino

@@ -1,0 +1,201 @@
+"""The daemon: one process that owns the FUSE session, the tiers and the control socket of one (store, cache).
+
+Order. Up: the instance's lock, what a dead process left is taken away, the store, the FUSE mount, the control socket, and only then ready.
+Down: mounts, FUSE session, socket; the lock goes with the process. Whoever holds the lock is the only daemon of the instance, so everything
+found there is its own or dead.
+"""
+
+import contextlib
+import fcntl
+import functools
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import structlog
+import trio
+
+from imagefs.cache.counters import ReadCounters
+from imagefs.cache.fetcher import Fetcher
+from imagefs.cache.ram import RamCache
+from imagefs.config import Config
+from imagefs.daemon.control import SOCKET_NAME, bind_socket, serve_control
+from imagefs.daemon.logging_setup import LOG_NAME, make_logger
+from imagefs.daemon.metrics import Sources
+from imagefs.daemon.mounter import BindMounter, recover
+from imagefs.daemon.service import Mounter, Service
+from imagefs.daemon.single import SingleMounter, recover_single
+from imagefs.errors import AccessError, DaemonError, ImageFSError
+from imagefs.fuse.forest import Forest
+from imagefs.fuse.guard import Requests
+from imagefs.fuse.reading import Reading
+from imagefs.fuse.session import FuseSession
+from imagefs.mount.mountinfo import mount_at
+from imagefs.mount.table import MountTable
+from imagefs.store.base import ObjectStore
+from imagefs.store.opening import open_store
+
+_LOCK_SECONDS: Final = 10.0
+_SHUTDOWN_SECONDS: Final = 30.0
+_PATROL_SECONDS: Final = 2.0
+_PATIENCE_SECONDS: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """What a daemon process is for.
+
+    ``mountpoint``: without root, the one that it serves. ``auto_stop``: end when the last mount goes. ``log_to_file``: else to standard error.
+    """
+
+    config: Config
+    mountpoint: Path | None = None
+    auto_stop: bool = False
+    log_to_file: bool = True
+
+    @property
+    def directory(self) -> Path:
+        """The instance's directory."""
+        return self.config.instance_dir(self.mountpoint)
+
+
+def run_daemon(role: Role, ready: Callable[[], None]) -> None:
+    """Run a daemon until it is told to stop (control socket, SIGTERM, SIGINT). ``ready`` is called when requests are served.
+
+    Raises an ``ImageFSError`` if it cannot start; nothing stays mounted then.
+    """
+    directory = role.directory
+    make_instance_dir(directory)
+    lock = _lock(directory)
+    try:
+        log = make_logger(directory / LOG_NAME if role.log_to_file else None, role.config.log_level)
+        table = MountTable(directory / "mounts.json")
+        gone = recover(directory / "fuse", table) if role.mountpoint is None else recover_single(role.mountpoint, table)
+        if gone:
+            log.warning("recovered", mountpoints=gone)
+        store = open_store(role.config.store)
+        try:
+            trio.run(_Worker(role, store, table, log, ready).main)
+        finally:
+            store.close()
+    finally:
+        os.close(lock)
+
+
+def make_instance_dir(directory: Path) -> None:
+    """Make the instance's directory, for this user alone. ``AccessError`` if that cannot be, or it is another's."""
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(mode=0o700, exist_ok=True)
+        status = directory.stat(follow_symlinks=False)
+    except OSError as error:
+        raise AccessError(f"cannot use the runtime directory {directory}: {error.strerror}", hint="check --runtime and IMAGEFS_RUNTIME") from error
+    if status.st_uid != os.geteuid() or status.st_mode & 0o077:
+        raise AccessError(f"the runtime directory {directory} is not this user's alone", hint=f"chmod 700 {directory}, or use another --runtime")
+
+
+def _lock(directory: Path) -> int:
+    """Become the instance's one daemon; one that is just ending is waited for."""
+    descriptor = os.open(directory / "daemon.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    deadline = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                os.close(descriptor)
+                raise DaemonError("a daemon for this store and cache is already running", hint="`imagefs daemon status`") from None
+            time.sleep(0.02)
+        else:
+            return descriptor
+
+
+class _Worker:
+    """Puts the parts together and runs them."""
+
+    def __init__(
+        self, role: Role, store: ObjectStore, table: MountTable, log: structlog.typing.FilteringBoundLogger, ready: Callable[[], None]
+    ) -> None:
+        self._role = role
+        self._store = store
+        self._table = table
+        self._log = log
+        self._ready = ready
+        self._counters = ReadCounters()
+        self._requests = Requests(log)
+        self._forest = Forest()
+        self._ram = RamCache(role.config.ram_bytes)
+
+    async def main(self) -> None:
+        """Start, serve, stop."""
+        stopped = trio.Event()
+        async with trio.open_nursery() as nursery:
+            fetcher = Fetcher(nursery, self._store, self._ram, self._counters, self._log, deadline=self._role.config.store_deadline)
+            reading = Reading(fetcher, self._counters)
+            session = FuseSession(self._forest, reading, self._requests, self._log)
+            listener = None
+            mounter: Mounter | None = None
+            try:
+                mounter = await self._mounter(nursery, session, stopped.set)
+                listener = bind_socket(self._role.directory)
+                service = self._service(mounter, stopped.set)
+                nursery.start_soon(serve_control, listener, service.handle, service.after_answer, self._log)
+                nursery.start_soon(functools.partial(service.patrol, every=_PATROL_SECONDS, patience=_PATIENCE_SECONDS))
+                nursery.start_soon(self._signals, stopped.set)
+                self._log.info("started", pid=os.getpid(), store=self._role.config.store)
+                self._ready()
+                await stopped.wait()
+            finally:
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + _SHUTDOWN_SECONDS):
+                    if mounter is not None:
+                        await mounter.shutdown()
+                session.stop()
+                nursery.cancel_scope.cancel()
+                session.close(unmount=True)
+                if listener is not None:
+                    with contextlib.suppress(OSError):
+                        (self._role.directory / SOCKET_NAME).unlink()
+                self._log.info("stopped")
+
+    async def _mounter(self, nursery: trio.Nursery, session: FuseSession, stop: Callable[[], None]) -> Mounter:
+        role = self._role
+        if role.mountpoint is not None:
+            return SingleMounter(nursery, session, self._forest, self._table, role.mountpoint, stop, self._log)
+        fuse = role.directory / "fuse"
+        fuse.mkdir(mode=0o700, exist_ok=True)
+        session.mount(fuse, everybody=True)
+        nursery.start_soon(self._run_session, session, stop)
+        await session.agreed()
+        entry = mount_at(fuse)
+        if entry is not None:
+            await session.tune(entry.device)
+        return BindMounter(session, self._forest, self._table, fuse, self._log)
+
+    async def _run_session(self, session: FuseSession, stop: Callable[[], None]) -> None:
+        await session.run()
+        # Somebody has unmounted it: without it there is nothing to serve.
+        stop()
+
+    def _service(self, mounter: Mounter, stop: Callable[[], None]) -> Service:
+        sources = Sources(self._counters, self._ram, self._requests, self._forest, self._table)
+        return Service(
+            self._role.config, self._store, sources, mounter, self._log, stop, auto_stop=self._role.auto_stop, started_at=time.time(),
+            last_mount=trio.current_time(),
+        )
+
+    async def _signals(self, stop: Callable[[], None]) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for number in signals:
+                self._log.info("signal", number=number)
+                stop()
+
+
+def describe_failure(error: BaseException) -> ImageFSError:
+    """Return the error that a start met, also out of the groups that nurseries make."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error if isinstance(error, ImageFSError) else DaemonError(f"the daemon could not start: {type(error).__name__}: {error}")

@@ -1,0 +1,82 @@
+"""From an open file's handle to its bytes.
+
+A handle is the file's nodeid. What is kept of a file that is read is a cache, bounded and made again from the nodeid when it is missed: so a
+handle given by another process, or one whose record was pushed out, works like any other.
+"""
+
+from collections.abc import Coroutine
+from typing import Any, Final
+
+from imagefs.cache.counters import ReadCounters
+from imagefs.cache.fetcher import Fetcher
+from imagefs.cache.layout import ObjectRecord
+from imagefs.digest import Buffer, digest_of
+from imagefs.errors import IntegrityError
+from imagefs.fuse.forest import SLOT_SHIFT, Slot
+
+_RECORDS_MAX: Final = 4096
+
+
+class Reading:
+    """Reads files of slots. Belongs to the trio thread."""
+
+    __slots__ = ("_counters", "_fetcher", "_records")
+
+    def __init__(self, fetcher: Fetcher, counters: ReadCounters) -> None:
+        """``counters`` are the ones that ``fetcher`` adds to."""
+        self._fetcher = fetcher
+        self._counters = counters
+        self._records: dict[int, ObjectRecord | bytes] = {}
+
+    def known(self, node: int) -> ObjectRecord | bytes | None:
+        """Return what is kept of a file, if anything."""
+        return self._records.get(node)
+
+    def record(self, node: int, slot: Slot, nid: int) -> ObjectRecord | bytes:
+        """Return the object of a file, or its content if that is in the tree. ``IntegrityError`` if tree and object map disagree."""
+        record = self._records.get(node)
+        if record is None:
+            record = _find(slot, nid)
+            if len(self._records) >= _RECORDS_MAX:
+                del self._records[next(iter(self._records))]
+            self._records[node] = record
+        return record
+
+    def read(self, record: ObjectRecord | bytes, offset: int, size: int) -> Buffer | Coroutine[Any, Any, Buffer]:
+        """Return ``size`` bytes from ``offset`` on, fewer only at the end of the file; a coroutine for them if they have to be fetched."""
+        if type(record) is bytes:
+            data = record[offset : offset + size]
+            self._counters.tree_bytes += len(data)
+            return data
+        end = min(offset + size, record.size)
+        if offset >= end:
+            return b""
+        view = self._fetcher.cached(record, offset, end)
+        return self._fetcher.read(record, offset, end) if view is None else view
+
+    def attribute(self, record: ObjectRecord | bytes, name: bytes) -> bytes | None:
+        """Return what the attribute ``user.imagefs.<name>`` says of a file; None if there is none of that name."""
+        if name == b"object":
+            return (record.digest if isinstance(record, ObjectRecord) else digest_of(record)).hex().encode()
+        if name == b"tier":
+            return self._fetcher.tier_of(record).encode() if isinstance(record, ObjectRecord) else b"tree"
+        if name == b"frames":
+            return str(record.frame_count() if isinstance(record, ObjectRecord) else 0).encode()
+        return None
+
+    def forget(self, slot: Slot) -> None:
+        """Drop what is kept of an image's files."""
+        for node in [node for node in self._records if node >> SLOT_SHIFT == slot.number]:
+            del self._records[node]
+
+
+def _find(slot: Slot, nid: int) -> ObjectRecord | bytes:
+    digest = slot.tree.object_of(nid)
+    if digest is None:
+        return slot.tree.inline(nid)
+    row = slot.image.objects.find(digest)
+    if row is None:
+        raise IntegrityError(f"image {slot.image.name}: object {digest.hex()} is in the tree and not in the object map")
+    if row.size != slot.tree.stat(nid).size:
+        raise IntegrityError(f"image {slot.image.name}: tree and object map disagree on the size of object {digest.hex()}")
+    return ObjectRecord(slot.image, row)

@@ -1,0 +1,112 @@
+"""One FUSE session: mounting it, running it, ending it. pyfuse3 allows one a process.
+
+The kernel's settings for it are raised once the protocol is agreed on (before that the kernel would put them back), by a thread with a
+deadline, since both files can block. Device numbers come from ``/proc/self/mountinfo``: asking the mountpoint itself would ask this
+process.
+"""
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Final
+
+import pyfuse3
+import trio
+
+from imagefs.cache.image import Image
+from imagefs.errors import DeadlineError, MountError
+from imagefs.fuse.forest import TREES, Forest, Slot
+from imagefs.fuse.guard import RequestLog, Requests
+from imagefs.fuse.operations import ImageOperations
+from imagefs.fuse.reading import Reading
+
+READ_AHEAD_KB: Final = 4096
+MAX_BACKGROUND: Final = 64
+_START_SECONDS: Final = 10.0
+_NOTIFY_SECONDS: Final = 5.0
+
+
+class FuseSession:
+    """The session of this process. ``mount`` and ``run`` once each, in this order."""
+
+    def __init__(self, forest: Forest, reading: Reading, requests: Requests, log: RequestLog) -> None:
+        """``requests`` counts what the kernel asks."""
+        self._forest = forest
+        self._reading = reading
+        self._requests = requests
+        self._log = log
+        self._agreed = trio.Event()
+        self._mounted = False
+
+    def mount(self, mountpoint: Path, *, everybody: bool) -> None:
+        """Mount at ``mountpoint``; ``everybody`` lets users other than this one in (root only). ``MountError`` if the kernel refuses."""
+        operations = ImageOperations(self._forest, self._reading, self._requests, self._agreed.set)
+        options = {"ro", "default_permissions", "fsname=imagefs", "subtype=imagefs"}
+        if everybody:
+            options.add("allow_other")
+        try:
+            pyfuse3.init(operations, str(mountpoint), options)
+        except RuntimeError as error:
+            raise MountError(
+                f"cannot mount a FUSE file system at {mountpoint}: {error}",
+                hint="`imagefs doctor` says what is missing: /dev/fuse, or fusermount3 without root",
+            ) from error
+        self._mounted = True
+
+    async def run(self) -> None:
+        """Serve requests until the file system is unmounted or :meth:`stop` is called."""
+        await pyfuse3.main()
+
+    async def agreed(self) -> None:
+        """Wait until the kernel talks to us. ``DeadlineError`` if it does not."""
+        with trio.move_on_after(_START_SECONDS) as scope:
+            await self._agreed.wait()
+        if scope.cancelled_caught:
+            raise DeadlineError("the kernel did not start the FUSE session")
+
+    async def tune(self, device: str) -> None:
+        """Raise read-ahead and the number of background requests of the mount with this ``major:minor``. Where that may not be, it is left."""
+        with trio.move_on_after(_NOTIFY_SECONDS):
+            await trio.to_thread.run_sync(_tune, device, abandon_on_cancel=True)
+
+    def stop(self) -> None:
+        """Let :meth:`run` return. Only from the trio thread."""
+        if self._mounted:
+            pyfuse3.terminate()
+
+    def close(self, *, unmount: bool) -> None:
+        """Release the session, after ``run`` has returned."""
+        if self._mounted:
+            self._mounted = False
+            pyfuse3.close(unmount=unmount)
+
+    def show(self, number: int, image: Image) -> Slot:
+        """Show an image as ``trees/<manifest>``."""
+        return self._forest.add(number, image)
+
+    async def hide(self, slot: Slot) -> None:
+        """Take an image out, and let the kernel drop what it has of it."""
+        self._forest.drop(slot)
+        self._reading.forget(slot)
+        with trio.move_on_after(_NOTIFY_SECONDS):
+            await trio.to_thread.run_sync(_invalidate, slot.name, abandon_on_cancel=True)
+        slot.image.close()
+
+
+def _invalidate(name: bytes) -> None:
+    with contextlib.suppress(OSError):
+        pyfuse3.invalidate_entry(pyfuse3.InodeT(TREES), pyfuse3.FileNameT(name))
+
+
+def _tune(device: str) -> None:
+    minor = device.partition(":")[2]
+    for path, value in (
+        (f"/sys/class/bdi/{device}/read_ahead_kb", READ_AHEAD_KB),
+        (f"/sys/fs/fuse/connections/{minor}/max_background", MAX_BACKGROUND),
+    ):
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.write(descriptor, str(value).encode())
+            finally:
+                os.close(descriptor)

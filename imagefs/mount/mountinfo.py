@@ -1,0 +1,75 @@
+"""What is mounted, as the kernel says it: ``/proc/self/mountinfo``.
+
+Reading it never touches a mountpoint, so it works where one hangs. Octal escapes are undone; names that are not UTF-8 come as ``os.fsdecode``
+gives them.
+"""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+FUSE_TYPE: Final = "fuse.imagefs"
+"""The file system type of our mounts."""
+
+_PATH: Final = Path("/proc/self/mountinfo")
+_ESCAPE: Final = re.compile(rb"\\([0-7]{3})")
+
+
+@dataclass(frozen=True, slots=True)
+class MountEntry:
+    """One mount. ``device`` is ``major:minor``; ``root`` is what of the file system is shown at ``mountpoint``."""
+
+    mount_id: int
+    parent_id: int
+    device: str
+    root: str
+    mountpoint: str
+    options: frozenset[str]
+    fstype: str
+    source: str
+
+
+def read_mounts() -> list[MountEntry]:
+    """Return all mounts of this mount namespace, in the order in which they were made: a later one covers an earlier one."""
+    return parse_mountinfo(_PATH.read_bytes())
+
+
+def parse_mountinfo(data: bytes) -> list[MountEntry]:
+    """Parse the file's content. Lines that are no mount are left out."""
+    entries = []
+    for line in data.split(b"\n"):
+        fields = line.split(b" ")
+        # Optional fields, none or more, end with "-" (proc_pid_mountinfo(5)).
+        try:
+            end = fields.index(b"-", 6)
+            entries.append(
+                MountEntry(
+                    int(fields[0]),
+                    int(fields[1]),
+                    fields[2].decode(),
+                    _unescape(fields[3]),
+                    _unescape(fields[4]),
+                    frozenset(fields[5].decode().split(",")),
+                    _unescape(fields[end + 1]),
+                    _unescape(fields[end + 2]),
+                )
+            )
+        except (ValueError, IndexError):
+            continue
+    return entries
+
+
+def mount_at(path: str | Path, entries: list[MountEntry] | None = None) -> MountEntry | None:
+    """Return the mount that is visible at exactly this path, or None."""
+    name = str(path)
+    found = None
+    for entry in read_mounts() if entries is None else entries:
+        if entry.mountpoint == name:
+            found = entry
+    return found
+
+
+def _unescape(field: bytes) -> str:
+    return os.fsdecode(_ESCAPE.sub(lambda match: bytes((int(match[1], 8),)), field))
