@@ -2,16 +2,18 @@
 
 The rules, for each layer from the bottom up:
 
-1. Its whiteouts and opaque markers act first, whatever their place in the layer, on what the layers below left; never on its own entries.
-2. Its entries act in order. A directory on a directory keeps the children and takes the new metadata; any other pair replaces what was there,
-   children included. A later entry for the same path wins.
+1. Its whiteouts and opaque markers act first, whatever their place in the layer, on what the layers below left; never on its own
+   entries.
+2. Its entries act in order. A directory on a directory keeps the children and takes the new metadata; any other pair replaces what
+   was there, children included. A later entry for the same path wins.
 3. Parents that no entry names are made: 0755, root's, at time 0.
-4. A symbolic link on the way to a path is followed *inside the image*: absolute targets start at its root and ``..`` stops there. What a link
-   points to need not exist: it is made. The last part of a path is never followed.
-5. A hard link is another name of what its target names at that moment, metadata included. Its target must exist: in an earlier entry of its
-   layer, or below it. If a whiteout further down in the same layer hides the target, the link still finds it.
+4. A symbolic link on the way to a path is followed *inside the image*: absolute targets start at its root and ``..`` stops there. What a
+   link points to need not exist: it is made. The last part of a path is never followed.
+5. A hard link is another name of what its target names at that moment, metadata included. Its target must exist: in an earlier entry
+   of its layer, or below it. If a whiteout further down in the same layer hides the target, the link still finds it.
 
-Anything that these rules leave open is a ``SourceError``: a file on the way to a path, a hard link to a directory, to itself, or to nothing.
+Anything that these rules leave open is a ``SourceError``: a file on the way to a path, a hard link to a directory, to itself, or to
+nothing.
 
 Invariants: nothing recurses; no work grows with the depth of a path other than its length. A symbolic link has mode 0777, as on Linux.
 What does not live here: reading layers, storing content, numbering inodes.

@@ -1,7 +1,7 @@
-"""Pax extended headers: records, exact decimal times, extended attributes.
+r"""Pax extended headers: records, exact decimal times, extended attributes.
 
-A pax header is a run of ``LENGTH KEY=VALUE\\n`` records (POSIX.1-2001); values may hold any byte. Pure functions; each raises ``SourceError`` for
-what has no one meaning. Keys that nobody here knows are ignored, as POSIX asks.
+A pax header is a run of ``LENGTH KEY=VALUE\n`` records (POSIX.1-2001); values may hold any byte. Pure functions; each raises
+``SourceError`` for what has no one meaning. Keys that nobody here knows are ignored, as POSIX asks.
 
 ``SCHILY.acl.*`` (ACLs as text) are ignored like every container engine does: images carry ACLs as the xattrs
 ``system.posix_acl_*``, and a text ACL names users of the machine that wrote it.
@@ -34,6 +34,7 @@ SPARSE_MAP: Final = b"GNU.sparse.map"
 _PER_FILE: Final = (b"path", b"linkpath", b"size")
 _TIME: Final = re.compile(rb"(-?)([0-9]{1,19})(?:\.([0-9]*))?")
 _LENGTH_DIGITS: Final = 10
+_NEWLINE: Final = 0x0A
 
 Records = dict[bytes, bytes]
 
@@ -53,9 +54,12 @@ def parse_records(data: bytes) -> Records:
         if space < 0 or not digits.isdigit():
             raise SourceError("a pax record has no length")
         stop = position + int(digits)
+        # The least record has a key of one byte. Checked first: a bound below 0 would count from the end, and a length of 0 never advance.
+        if not space + 3 < stop <= end or data[stop - 1] != _NEWLINE:
+            raise SourceError("a pax record is not of the length that it says")
         equals = data.find(b"=", space + 1, stop - 1)
-        if stop > end or equals <= space + 1 or data[stop - 1] != 0x0A:
-            raise SourceError("a pax record is not of the length that it says, or has no key")
+        if equals <= space + 1:
+            raise SourceError("a pax record has no key")
         key = data[space + 1 : equals]
         value = data[equals + 1 : stop - 1]
         if key in _SPARSE_PAIR:
@@ -81,7 +85,7 @@ def parse_global(data: bytes) -> Records:
 
 def decimal(value: bytes, what: str) -> int:
     """Return a non-negative decimal integer of at most 63 bits."""
-    if not value.isdigit() or len(value) > 19 or (result := int(value)) > SIZE_MAX:  # noqa: PLR2004  # digits of SIZE_MAX
+    if not value.isdigit() or len(value) > 19 or (result := int(value)) > SIZE_MAX:
         raise SourceError(f"the pax header has a {what} that is not between 0 and 2**63-1: {shown(value)}")
     return result
 

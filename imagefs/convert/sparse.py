@@ -16,6 +16,8 @@ from imagefs.errors import LimitError, SourceError, UnsupportedError
 SEGMENTS_MAX: Final = 1 << 18
 """Most segments of one file: a bound on memory. GNU tar writes one a hole."""
 
+_SPARSE_COUNT: Final = b"GNU.sparse.numblocks"
+
 Segments = list[tuple[int, int]]
 
 _OLD_IN_HEADER: Final = 4
@@ -71,10 +73,8 @@ def _old_entries(table: bytes, count: int, numbers: list[int]) -> bool:
 def pax_format(records: Records) -> str | None:
     """Return which of GNU's pax formats a file is in: ``"0"`` (0.0 and 0.1), ``"1.0"``, None for a file that is not sparse."""
     major, minor = records.get(b"GNU.sparse.major"), records.get(b"GNU.sparse.minor")
-    if major is None and minor is None:
-        return "0" if SPARSE_MAP in records else None
-    if major == b"0" and minor in (b"0", b"1"):
-        return "0" if SPARSE_MAP in records else None
+    if (major is None and minor is None) or (major == b"0" and minor in (b"0", b"1")):
+        return "0" if SPARSE_MAP in records or _SPARSE_COUNT in records else None
     if major == b"1" and minor == b"0":
         return "1.0"
     raise UnsupportedError(f"the layer has a sparse file of an unknown format: {major!r}.{minor!r}")
@@ -89,15 +89,14 @@ def pax_size(records: Records) -> int:
 
 
 def pax_map(records: Records) -> list[int]:
-    """Return the numbers of a format 0 map."""
-    value = records[SPARSE_MAP]
-    if not value:
-        return []
+    """Return the numbers of a format 0 map, which must be as many as the records say."""
+    value = records.get(SPARSE_MAP, b"")
     if value.count(b",") >= 2 * SEGMENTS_MAX:
         raise _too_many()
-    numbers = [decimal(part, "sparse map entry") for part in value.split(b",")]
-    if len(numbers) & 1:
-        raise SourceError("the sparse map has an odd number of entries")
+    numbers = [decimal(part, "sparse map entry") for part in value.split(b",")] if value else []
+    count = decimal(records[_SPARSE_COUNT], "sparse map count") if _SPARSE_COUNT in records else (len(numbers) + 1) // 2
+    if len(numbers) != 2 * count:
+        raise SourceError("the sparse map has not the number of entries that its header says")
     return numbers
 
 

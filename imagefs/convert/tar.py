@@ -3,39 +3,24 @@
 What it promises:
 
 - Every entry has one meaning or is refused with ``SourceError`` that names the place; nothing is guessed, truncated or skipped
-  in silence. Where tar formats leave a choice, the one that Go's ``archive/tar`` makes is taken, because the engines that wrote and
-  will run the image use it.
+  in silence. Where tar formats leave a choice, the one that Go's ``archive/tar`` makes is taken, because the engines that wrote the
+  image and those that run it elsewhere use it.
 - Paths are relative to the image's root and cannot leave it (:func:`~imagefs.convert.tar_header.clean_path`).
 - Memory is bounded by one chunk, one pax header and one sparse map, whatever the sizes in the archive say.
 - Data is not copied: pieces are views into the chunks, one piece for a file that lies within a chunk.
 
-One thread owns a reader. What does not live here: decompression and digests (the chunks come from elsewhere), and what entries do to the tree
-(:mod:`imagefs.convert.flatten`).
+One thread owns a reader. What does not live here: decompression and digests (the chunks come from elsewhere), what a header means
+(:mod:`imagefs.convert.tar_entry`), and what entries do to the tree (:mod:`imagefs.convert.flatten`).
 """
 
-import os
 from collections.abc import Iterable, Iterator
 from typing import Final
 
 from imagefs.convert import sparse
 from imagefs.convert.entry import Entry, Kind
-from imagefs.convert.pax import PAX_MAX, Records, decimal, parse_global, parse_records, time_ns, xattrs_of
-from imagefs.convert.tar_header import (
-    BLOCK,
-    GNU_MAGIC,
-    HEADER,
-    ID_MAX,
-    SIZE_MAX,
-    TARGET_MAX,
-    USTAR_MAGIC,
-    ZERO_BLOCK,
-    checksum_fits,
-    clean_path,
-    number,
-    prefix_of,
-    shown,
-    text,
-)
+from imagefs.convert.pax import PAX_MAX, Records, parse_global, parse_records
+from imagefs.convert.tar_entry import KINDS, WHITEOUT, apply_records, as_whiteout, check, complete
+from imagefs.convert.tar_header import BLOCK, GNU_MAGIC, HEADER, ZERO_BLOCK, checksum_fits, clean_path, number, prefix_of, shown, text
 from imagefs.errors import ImageFSError, LimitError, SourceError, UnsupportedError
 
 METADATA_MAX: Final = 4 << 30
@@ -46,28 +31,6 @@ HOLES_MAX: Final = 512 << 30
 
 _LONG_MAX: Final = 1 << 20
 """Most bytes of a GNU long name that are read before its length is judged as a path's."""
-
-_MAJOR_MAX: Final = 0xFFF
-_MINOR_MAX: Final = 0xFFFFF
-"""What Linux's 32-bit device numbers hold."""
-
-_KINDS: Final = {
-    b"0": Kind.FILE,
-    b"\0": Kind.FILE,
-    b"7": Kind.FILE,
-    b"S": Kind.FILE,
-    b"1": Kind.HARDLINK,
-    b"2": Kind.SYMLINK,
-    b"3": Kind.CHAR,
-    b"4": Kind.BLOCK,
-    b"5": Kind.DIR,
-    b"6": Kind.FIFO,
-}
-
-_WHITEOUT: Final = b".wh."
-_WHITEOUT_META: Final = b".wh..wh."
-_OPAQUE: Final = b".wh..wh..opq"
-_NO_RECORDS: Final[Records] = {}
 
 
 class _Pending:
@@ -296,20 +259,15 @@ class TarReader:
             if pending.records:
                 records = {**records, **pending.records} if records else pending.records
             if records:
-                name, link, stored = _apply(entry, records, name, link, stored)
+                name, link, stored = apply_records(entry, records, name, link, stored)
             if pending.name is not None:
                 name = pending.name
             if pending.link is not None:
                 link = pending.link
         elif records:
-            name, link, stored = _apply(entry, records, name, link, stored)
-        if not 0 <= stored <= SIZE_MAX:
-            raise SourceError(f"{shown(name)} has a size that is not between 0 and 2**63-1: {stored}")
-        if not (0 <= entry.uid <= ID_MAX and 0 <= entry.gid <= ID_MAX):
-            raise SourceError(f"{shown(name)} has an owner that is not between 0 and 2**32-2: {entry.uid}:{entry.gid}")
-        if not -SIZE_MAX <= entry.mtime_ns // 1_000_000_000 <= SIZE_MAX:
-            raise SourceError(f"{shown(name)} has a time beyond 64 bits of seconds")
-        kind = _KINDS.get(flag)
+            name, link, stored = apply_records(entry, records, name, link, stored)
+        check(entry, name, stored)
+        kind = KINDS.get(flag)
         if kind is None:
             raise UnsupportedError(f"{shown(name)} is an entry of unknown type {flag!r}")
         entry.path = path = clean_path(name)
@@ -325,11 +283,11 @@ class TarReader:
             # As in Go, only regular files have data, whatever the size field says.
             entry.kind = kind
             if kind is not Kind.DIR:
-                _special(entry, link, magic, major, minor)
+                complete(entry, link, magic, major, minor)
         if not path and entry.kind is not Kind.DIR:
             raise SourceError("the layer makes the image's root something that is not a directory")
-        if _WHITEOUT in path:
-            return _whiteout(entry)
+        if WHITEOUT in path:
+            return as_whiteout(entry)
         return entry
 
     def _sparse(self, entry: Entry, block: bytes, flag: bytes, magic: bytes, records: Records) -> bytes:
@@ -362,58 +320,3 @@ class TarReader:
         if self._holes_left < 0:
             raise LimitError(f"{shown(entry.path)} brings the layer's holes past what one layer may have")
         return entry.path
-
-
-def _apply(entry: Entry, records: Records, name: bytes, link: bytes, stored: int) -> tuple[bytes, bytes, int]:
-    """Let pax records override the header; return (name, link, stored size). An empty value leaves the header's."""
-    if value := records.get(b"path"):
-        name = value
-    if value := records.get(b"linkpath"):
-        link = value
-    if value := records.get(b"size"):
-        stored = decimal(value, "size")
-    if value := records.get(b"uid"):
-        entry.uid = decimal(value, "uid")
-    if value := records.get(b"gid"):
-        entry.gid = decimal(value, "gid")
-    if value := records.get(b"mtime"):
-        entry.mtime_ns = time_ns(value)
-    entry.xattrs = xattrs_of(records)
-    return name, link, stored
-
-
-def _special(entry: Entry, link: bytes, magic: bytes, major: bytes, minor: bytes) -> None:
-    """Complete a link or a device."""
-    kind = entry.kind
-    if kind is Kind.HARDLINK:
-        entry.link = clean_path(link)
-    elif kind is Kind.SYMLINK:
-        if not link or len(link) > TARGET_MAX or b"\0" in link:
-            raise SourceError(f"{shown(entry.path)} is a symbolic link whose target is empty, has a NUL, or is over {TARGET_MAX} bytes")
-        entry.link = link
-    elif kind in (Kind.CHAR, Kind.BLOCK) and magic in (USTAR_MAGIC, GNU_MAGIC):
-        numbers = number(major), number(minor)
-        if not (0 <= numbers[0] <= _MAJOR_MAX and 0 <= numbers[1] <= _MINOR_MAX):
-            raise SourceError(f"{shown(entry.path)} is a device whose number Linux does not hold: {numbers[0]}:{numbers[1]}")
-        entry.rdev = os.makedev(*numbers)
-
-
-def _whiteout(entry: Entry) -> Entry | None:
-    """Turn an entry with ``.wh.`` in its path into what it says about the layers below; None for bookkeeping of AUFS."""
-    parent, _, name = entry.path.rpartition(b"/")
-    if _WHITEOUT in parent:
-        for part in parent.split(b"/"):
-            if part.startswith(_WHITEOUT_META):
-                return None
-            if part.startswith(_WHITEOUT):
-                raise SourceError(f"{shown(entry.path)} is below a whiteout")
-    if name == _OPAQUE:
-        return Entry(parent, Kind.OPAQUE)
-    if name.startswith(_WHITEOUT_META):
-        return None
-    if not name.startswith(_WHITEOUT):
-        return entry
-    hidden = name[len(_WHITEOUT) :]
-    if hidden in (b"", b".", b".."):
-        raise SourceError(f"{shown(entry.path)} is a whiteout that names nothing")
-    return Entry(parent + b"/" + hidden if parent else hidden, Kind.WHITEOUT)

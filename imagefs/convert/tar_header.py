@@ -1,7 +1,8 @@
 """The 512-byte tar header and what its fields mean: numbers, checksum, names.
 
-Formats: v7, POSIX ustar, old GNU, star. Pure functions over ``bytes``; every one raises ``SourceError`` for a field that has no one meaning,
-without saying where it was: the reader knows that. The field layout is POSIX.1-1988 (ustar), and ``tar.h`` of GNU tar for the rest.
+Formats: v7, POSIX ustar, old GNU, star. Pure functions over ``bytes``; every one raises ``SourceError`` for a field that has no one
+meaning, without saying where it was: the reader knows that. The field layout is that of POSIX.1-1988 (ustar); for the rest, that of GNU
+tar's ``tar.h``.
 
 What does not live here: pax records (:mod:`imagefs.convert.pax`), sparse maps (:mod:`imagefs.convert.sparse`), reading a stream.
 """
@@ -38,7 +39,6 @@ ID_MAX: Final = (1 << 32) - 2
 """2**32 - 1 is ``(uid_t)-1``, which every chown call takes for "leave it"."""
 
 _SIGN: Final = 0x80
-_NEGATIVE: Final = 0xFF
 
 
 def number(field: bytes) -> int:
@@ -51,12 +51,11 @@ def number(field: bytes) -> int:
             pass
     elif not text:
         return 0
-    if field[0] == _NEGATIVE:
-        return int.from_bytes(field, "big", signed=True)
     if field[0] & _SIGN:
-        # Bit 6 is the sign of the base-256 number whose bit 7 marks the format: 0x80 ... is positive, 0xC0 ... negative.
-        value = int.from_bytes(field, "big") & ((1 << (8 * len(field) - 1)) - 1)
-        return value - (1 << (8 * len(field) - 1)) if field[0] & 0x40 else value
+        # The first bit marks the format, the other bits are a two's complement number.
+        span = 1 << (8 * len(field) - 1)
+        value = int.from_bytes(field, "big") - span
+        return value - span if field[0] & 0x40 else value
     raise SourceError(f"the header has a field that is no number: {field!r}")
 
 
@@ -97,13 +96,12 @@ def prefix_of(magic: bytes, prefix: bytes, trailer: bytes) -> bytes:
 def clean_path(path: bytes) -> bytes:
     """Return ``path`` relative to the root, without empty and ``.`` parts; ``b""`` is the root.
 
-    A leading ``/`` means the image's root. A ``..`` part is refused: what it names depends on whether one resolves it before or after symbolic
-    links, and tools differ. So are NULs, parts over ``NAME_MAX`` and paths over ``PATH_MAX`` bytes.
+    A leading ``/`` means the image's root. A ``..`` part is refused: what it names depends on whether one resolves it before or after
+    symbolic links, and tools differ. So are NULs, parts over ``NAME_MAX`` and paths over ``PATH_MAX`` bytes.
     """
     if path.startswith(b"./"):
         path = path[2:]
-    if path.endswith(b"/"):
-        path = path[:-1]
+    path = path.rstrip(b"/")
     if path.startswith((b".", b"/")) or b"//" in path or b"/." in path:
         parts = [part for part in path.split(b"/") if part not in (b"", b".")]
         if b".." in parts:
@@ -121,5 +119,5 @@ def clean_path(path: bytes) -> bytes:
 
 def shown(path: bytes) -> str:
     """Return ``path`` for a message: quoted, printable, and of bounded length."""
-    cut = path if len(path) <= 120 else path[:80] + b"..." + path[-30:]  # noqa: PLR2004  # any length that fits a line
+    cut = path if len(path) <= 120 else path[:80] + b"..." + path[-30:]
     return repr(cut)[1:]
