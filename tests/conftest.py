@@ -42,3 +42,13 @@ def shared_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     world = World(tmp_path_factory.mktemp("shared") / "world")
     yield world
     assert world.close() == []
+
+
+@pytest.fixture
+def user_world(tmp_path: Path) -> Iterator[World]:
+    """A world of a user without any rights, whose every command runs as that user."""
+    require_feature("root", "to become another user")
+    world = World(tmp_path / "user")
+    world.become(65534)
+    yield world
+    assert world.close() == []

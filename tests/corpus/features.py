@@ -334,6 +334,21 @@ _DATA: Final[dict[str, Feature]] = {
     "twice_in_one_layer": Feature(
         [_tar(t.file(b"a", b"first", mode=0o600), t.file(b"a", b"second!"))], expect={b"a": {"size": 7, "mode": 0o644}}
     ),
+    "through_a_symlink": Feature(
+        [_tar(t.directory(b"real"), t.symlink(b"way", b"real")), _tar(t.file(b"way/x", b"1"))],
+        expect={b"way": {"kind": "symlink"}, b"real/x": {"size": 1}},
+    ),
+    "through_an_absolute_symlink": Feature(
+        [_tar(t.directory(b"real"), t.symlink(b"way", b"/real")), _tar(t.file(b"way/x", b"1"))],
+        expect={b"way": {"kind": "symlink"}, b"real/x": {"size": 1}},
+    ),
+    "through_a_symlink_that_climbs": Feature(
+        [_tar(t.directory(b"real"), t.symlink(b"way", b"../../../real")), _tar(t.file(b"way/x", b"1"))],
+        expect={b"way": {"kind": "symlink"}, b"real/x": {"size": 1}},
+    ),
+    "through_a_symlink_of_its_own_layer": Feature(
+        [_tar(t.directory(b"real"), t.symlink(b"way", b"real"), t.file(b"way/x", b"1"))], expect={b"real/x": {"size": 1}}
+    ),
     "missing_parents": Feature(
         [_tar(t.file(b"a/b/c", b"1"))],
         expect={b"a": {"mode": 0o755, "uid": 0, "gid": 0}},

@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -118,16 +119,27 @@ class World:
         self.environment: dict[str, str] = {}
         self.user: int | None = None
 
+    def become(self, user: int) -> None:
+        """Run every further command as ``user``, who gets this world's directories, and passage through those above them."""
+        self.user = user
+        for path in [self.root, *self.root.rglob("*")]:
+            os.chown(path, user, user, follow_symlinks=False)
+        for path in self.root.parents:
+            if not path.stat().st_mode & 0o001:
+                path.chmod(path.stat().st_mode | 0o011)
+        self.environment |= {"HOME": str(self.root), "XDG_RUNTIME_DIR": str(self.root)}
+
     @property
     def env(self) -> dict[str, str]:
         """The environment of every command of this world."""
         keep = {name: os.environ[name] for name in ("PATH", "LANG", "HOME") if name in os.environ}
+        roots = [*_PACKAGE_ROOTS, *([] if self._reachable else [sysconfig.get_path("platlib")])]
         ours = {
             "IMAGEFS_STORE": f"file://{self.store}",
             "IMAGEFS_CACHE": str(self.cache),
             "IMAGEFS_RUNTIME": str(self.runtime),
             "TMPDIR": str(self.scratch),
-            "PYTHONPATH": os.pathsep.join(_PACKAGE_ROOTS),
+            "PYTHONPATH": os.pathsep.join(roots),
             "PYTHONFAULTHANDLER": "1",
         }
         return keep | ours | self.environment
@@ -212,7 +224,8 @@ class World:
         """Return what is in the scratch directory or half-written in the store."""
         scratch = [str(path) for path in self.scratch.rglob("*")]
         known = {"refs", "manifests", "blobs", "packs", "profiles", "leases", "imagefs-store.json"}
-        half = [str(path) for path in self.store.rglob("*") if path.is_file() and path.relative_to(self.store).parts[0] not in known]
+        files = [path for path in self.store.rglob("*") if path.is_file() and path != self.store / "tmp/lock"]
+        half = [str(path) for path in files if path.relative_to(self.store).parts[0] not in known]
         return scratch + half
 
     def pids(self) -> list[int]:
@@ -242,7 +255,17 @@ class World:
         return [f"process {pid} does not end" for pid in pids]
 
     @property
+    def _reachable(self) -> bool:
+        """Whether this world's user may run this interpreter: one below root's home is root's alone."""
+        return self.user is None or all(path.stat().st_mode & 0o001 for path in Path(sys.executable).resolve().parents)
+
+    @property
     def _command(self) -> Sequence[str]:
+        if not self._reachable:
+            system = f"/usr/bin/python3.{sys.version_info.minor}"
+            if not Path(system).exists():
+                missing(f"{sys.executable} is out of reach for other users, and there is no {system}")
+            return [system, "-m", "imagefs_cli.main"]
         script = Path(sys.executable).with_name("imagefs")
         return [str(script)] if script.exists() else [sys.executable, "-m", "imagefs_cli.main"]
 
