@@ -9,13 +9,13 @@ Invariants:
   does not fail its neighbours;
 - a fetch belongs to the fetcher's nursery, not to the reader that started it: a reader that gives up does not fail the others.
 
-Deciding is synchronous and on the trio thread, so no two readers can decide to fetch the same frame. Threads get, decode and verify,
-and tell the trio thread what has landed. What does not live here: which GETs (``planner``), decoding (``decode``), eviction (``ram``).
+Deciding is synchronous and on the trio thread, so no two readers can decide to fetch the same frame. Threads get, decode and verify. What does not live here: which GETs (``planner``), decoding (``decode``), eviction (``ram``).
 """
 
+import os
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
 
 import trio
@@ -35,7 +35,13 @@ BAD_SECONDS: Final = 2.0
 """How long a frame that could not be had is refused without asking again."""
 
 _BAD_MAX: Final = 4096
-_TELL_BYTES: Final = 1024 * 1024
+_CHUNK: Final = 1024 * 1024
+
+Frames = list[tuple[int, FrameRow]]
+"""(piece, frame) pairs."""
+
+Failures = list[tuple[int, FrameRow, ImageFSError]]
+"""Pieces that could not be had, and why."""
 
 
 class FetchLog(Protocol):
@@ -58,8 +64,8 @@ class Fetcher:
         self._counters = counters
         self._log = log
         self._deadline = deadline
-        self._limiter = trio.CapacityLimiter(threads)
-        self._token = trio.lowlevel.current_trio_token()
+        self._gets = trio.CapacityLimiter(threads)
+        self._decodes = trio.CapacityLimiter(max(2, os.cpu_count() or 1))
         self._local = threading.local()
         self._bad: dict[bytes, tuple[float, ImageFSError]] = {}
 
@@ -162,63 +168,85 @@ class Fetcher:
 
     async def _fetch(self, lookup: Lookup, digest: bytes, slab: Slab, run: Run) -> None:
         """Bring one run into its slab. Whatever happens, no piece of it stays in flight and all who wait are woken."""
-        failed: list[tuple[int, FrameRow, ImageFSError]] = []
         job = _Job(self, lookup, slab, run)
         with trio.move_on_after(self._deadline) as scope:
-            try:
-                failed = await trio.to_thread.run_sync(job.work, abandon_on_cancel=True, limiter=self._limiter)
-            except Exception as error:  # noqa: BLE001 # a bug in a thread must not end the daemon, nor leave readers waiting
-                wrapped = StoreError(f"unexpected {type(error).__name__} while fetching: {error}")
-                failed = [(piece, frame, wrapped) for piece, frame in run.frames]
+            await self._guarded(job, digest, run.frames, self._bring, job, digest)
         if scope.cancelled_caught:
             late = DeadlineError(f"the store did not answer within {self._deadline:g} s")
-            failed = [(piece, frame, late) for piece, frame in run.frames if slab.state[piece] == IN_FLIGHT]
             # The thread that hangs may write to this slab whenever it wakes.
             slab.dropped = late
             self._ram.drop(slab)
-        self._count(job)
-        self._fail(lookup, digest, slab, run, failed)
-
-    def _count(self, job: "_Job") -> None:
+            self._fail(job, digest, [(piece, frame, late) for piece, frame in run.frames if slab.state[piece] == IN_FLIGHT])
         self._counters.store_gets += job.gets
         self._counters.store_bytes += job.moved
         self._counters.verify_failures += job.mismatches
 
-    def _fail(self, lookup: Lookup, digest: bytes, slab: Slab, run: Run, failed: Iterable[tuple[int, FrameRow, ImageFSError]]) -> None:
+    async def _guarded(self, job: "_Job", digest: bytes, frames: Frames, function: Callable[..., Awaitable[None]], *args: object) -> None:
+        """Wait for a step; a bug in it must neither end the daemon nor leave readers waiting."""
+        try:
+            await function(*args)
+        except Exception as error:  # noqa: BLE001 # see above
+            wrapped = StoreError(f"unexpected {type(error).__name__} while fetching: {error}")
+            self._fail(job, digest, [(piece, frame, wrapped) for piece, frame in frames if job.slab.state[piece] == IN_FLIGHT])
+
+    async def _bring(self, job: "_Job", digest: bytes) -> None:
+        frames = job.run.frames
+        if job.run.end - job.run.start <= _CHUNK:
+            self._settle(job, digest, frames, await self._in_thread(self._gets, job.get_and_decode))
+            return
+        failed = await self._in_thread(self._gets, job.get)
+        if failed:
+            self._settle(job, digest, frames, failed)
+            return
+        # Decoding takes longer than getting: what came in one GET is decoded in several threads, what is waited for first.
+        async with trio.open_nursery() as nursery:
+            for chunk in _chunks(frames):
+                nursery.start_soon(self._guarded, job, digest, chunk, self._decode_chunk, job, digest, chunk)
+
+    async def _decode_chunk(self, job: "_Job", digest: bytes, frames: Frames) -> None:
+        self._settle(job, digest, frames, await self._in_thread(self._decodes, job.decode, frames))
+
+    @staticmethod
+    async def _in_thread(limiter: trio.CapacityLimiter, function: Callable[..., Failures], *args: object) -> Failures:
+        return await trio.to_thread.run_sync(lambda: function(*args), abandon_on_cancel=True, limiter=limiter)
+
+    def _settle(self, job: "_Job", digest: bytes, frames: Frames, failed: Failures) -> None:
+        """Show readers what has landed, and fail the rest."""
+        slab = job.slab
+        lost = {piece for piece, _, _ in failed}
+        count = 0
+        for piece, _ in frames:
+            if piece not in lost:
+                slab.in_flight -= 1
+                count += slab.set_ready(piece)
+        self._counters.frames_fetched += len(frames) - len(lost)
+        self._ram.landed(slab, count)
+        if failed:
+            self._fail(job, digest, failed)
+        else:
+            slab.lot.unpark_all()
+
+    def _fail(self, job: "_Job", digest: bytes, failed: Failures) -> None:
+        """Put failed pieces back to missing, remember why for a while, tell the log, and wake who waits."""
+        slab = job.slab
         until = time.monotonic() + BAD_SECONDS
         for piece, frame, error in failed:
-            if slab.state[piece] == IN_FLIGHT:
-                slab.state[piece] = MISSING
-                slab.in_flight -= 1
+            slab.state[piece] = MISSING
+            slab.in_flight -= 1
             if len(self._bad) >= _BAD_MAX:
                 self._bad.pop(next(iter(self._bad)))
             self._bad[frame.digest] = (until, error)
             self._log.error(
                 "frame_failed",
-                manifest=lookup.name,
+                manifest=job.lookup.name,
                 object=digest.hex(),
                 frame=frame.digest.hex(),
-                pack=_pack_name(lookup, run),
+                pack=job.key.rpartition("/")[2],
                 tier="store",
                 error=error.message,
             )
         if not slab.in_flight and not slab.landed:
             self._ram.drop(slab)
-        slab.lot.unpark_all()
-
-    def tell(self, slab: Slab, pieces: list[int]) -> None:
-        """Let the trio thread show ``pieces`` to readers. Called from fetching threads."""
-        self._token.run_sync_soon(self._landed, slab, pieces)
-
-    def _landed(self, slab: Slab, pieces: list[int]) -> None:
-        count = 0
-        for piece in pieces:
-            # After the deadline nobody waits for it, and the slab is gone.
-            if slab.state[piece] == IN_FLIGHT and slab.dropped is None:
-                slab.in_flight -= 1
-                count += slab.set_ready(piece)
-        self._counters.frames_fetched += len(pieces)
-        self._ram.landed(slab, count)
         slab.lot.unpark_all()
 
     # -- for the threads ------------------------------------------------------------------------------------------------------------
@@ -236,69 +264,70 @@ class Fetcher:
         return found
 
 
-def _pack_name(lookup: Lookup, run: Run) -> str:
-    try:
-        return lookup.objects.pack(run.pack).digest.hex()
-    except IntegrityError:
-        return f"number {run.pack}, which the object map does not have"
+def _chunks(frames: Frames) -> list[Frames]:
+    """Split frames, in their order, into runs of about ``_CHUNK`` bytes of content."""
+    chunks: list[Frames] = []
+    size = _CHUNK
+    for item in frames:
+        if size >= _CHUNK:
+            chunks.append([])
+            size = 0
+        chunks[-1].append(item)
+        size += item[1].length
+    return chunks
 
 
 class _Job:
-    """One run, in a thread: get, decode, verify. Figures are read by the trio thread when the thread is done or given up."""
+    """One run, in threads: get, decode, verify. Figures are read by the trio thread when the threads are done or given up."""
 
-    __slots__ = ("_fetcher", "_key", "_lookup", "_run", "_slab", "_told", "gets", "mismatches", "moved")
+    __slots__ = ("_data", "_fetcher", "gets", "key", "lookup", "mismatches", "moved", "run", "slab")
 
     def __init__(self, fetcher: Fetcher, lookup: Lookup, slab: Slab, run: Run) -> None:
         self._fetcher = fetcher
-        self._lookup = lookup
-        self._key = ""
-        self._slab = slab
-        self._run = run
-        self._told: list[int] = []
+        self._data: memoryview | None = None
+        self.lookup = lookup
+        self.slab = slab
+        self.run = run
+        self.key = ""
         self.gets = 0
         self.moved = 0
         self.mismatches = 0
 
-    def work(self) -> list[tuple[int, FrameRow, ImageFSError]]:
-        """Bring the run; return the pieces that could not be had, and why."""
-        run = self._run
+    def get(self) -> Failures:
+        """Get the run's bytes; return the pieces that cannot be had, and why."""
+        run = self.run
         try:
-            self._key = pack_key(self._lookup.objects.pack(run.pack).digest.hex())
-            data = memoryview(self._get(run.start, run.end))
+            self.key = pack_key(self.lookup.objects.pack(run.pack).digest.hex())
+            self._data = memoryview(self._get(run.start, run.end))
         except IntegrityError as error:
-            if len(run.frames) == 1:
-                return [(*run.frames[0], error)]
-            # The pack is shorter than it should be: what is there can still be read.
-            return self._decode(None)
+            # The pack is shorter than it should be; but for the last frames, what is there can still be read.
+            return [(*run.frames[0], error)] if len(run.frames) == 1 else []
         except ImageFSError as error:
             return [(piece, frame, error) for piece, frame in run.frames]
-        return self._decode(data)
+        return []
 
-    def _get(self, start: int, end: int) -> bytes:
-        self.gets += 1
-        data = self._fetcher.store.get(self._key, ByteRange(start, end))
-        self.moved += len(data)
-        return data
+    def get_and_decode(self) -> Failures:
+        """Do all of a small run in one thread."""
+        return self.get() or self.decode(self.run.frames)
 
-    def _decode(self, data: memoryview | None) -> list[tuple[int, FrameRow, ImageFSError]]:
-        failed: list[tuple[int, FrameRow, ImageFSError]] = []
-        bounds, view = self._slab.bounds, self._slab.view
-        size = 0
-        for piece, frame in self._run.frames:
+    def decode(self, frames: Frames) -> Failures:
+        """Decode some of the run's frames into the slab; return the ones that failed, and why."""
+        failed: Failures = []
+        bounds, view, data = self.slab.bounds, self.slab.view, self._data
+        for piece, frame in frames:
             target = view[bounds[piece] : bounds[piece + 1]]
-            at = frame.offset - self._run.start
+            at = frame.offset - self.run.start
             try:
                 self._decode_frame(target, None if data is None else data[at : at + frame.stored], frame)
             except ImageFSError as error:
                 failed.append((piece, frame, error))
-                continue
-            self._told.append(piece)
-            size += frame.length
-            if size >= _TELL_BYTES:
-                self._tell()
-                size = 0
-        self._tell()
         return failed
+
+    def _get(self, start: int, end: int) -> bytes:
+        self.gets += 1
+        data = self._fetcher.store.get(self.key, ByteRange(start, end))
+        self.moved += len(data)
+        return data
 
     def _decode_frame(self, target: memoryview, stored: memoryview | None, frame: FrameRow) -> None:
         decompressor = self._fetcher.decompressor()
@@ -316,10 +345,3 @@ class _Job:
         except IntegrityError:
             self.mismatches += 1
             raise
-
-    def _tell(self) -> None:
-        if self._told:
-            self._fetcher.tell(self._slab, self._told)
-            self._told = []
-
-

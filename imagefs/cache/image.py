@@ -7,10 +7,8 @@ when nobody reads any more. What does not live here: how the files got here (``i
 import contextlib
 import mmap
 from pathlib import Path
-from typing import cast
 
 from imagefs.cache.index import bring_index
-from imagefs.digest import Buffer
 from imagefs.format.erofs_reader import Tree
 from imagefs.format.manifest import Manifest
 from imagefs.format.objectmap import ObjectMap
@@ -26,8 +24,7 @@ class Image:
         """``name`` is the manifest's hex digest; ``moved`` the bytes that came from the store to open it."""
         self.name = name
         self.manifest = manifest
-        # Indexing a mapping gives bytes, which is what the readers need; the type says Buffer.
-        self.tree = Tree(cast("Buffer", tree))
+        self.tree = Tree(tree)
         self.objects = ObjectMap(objects)
         self.index_bytes = len(tree) + len(objects)
         self.moved = moved

@@ -148,7 +148,7 @@ class ImageOperations(Refusals):
             return
         slot, nid = self._at(node)
         reply, fill = pyfuse3.readdir_reply, self._fill
-        for name, child, following in slot.tree.readdir(nid, position):
+        for name, child, _, following in slot.tree.readdir(nid, position):
             if not reply(token, name, fill(slot, child), following):
                 return
 
@@ -235,7 +235,7 @@ class ImageOperations(Refusals):
         slot, nid = self._at(node)
         value = self._own_attribute(slot, nid, node, name) if name.startswith(_MAGIC) else None
         if value is None:
-            value = slot.tree.xattrs(nid).get(name)
+            value = slot.tree.xattr(nid, name)
         if value is None:
             raise pyfuse3.FUSEError(errno.ENODATA)
         return value
@@ -251,5 +251,5 @@ class ImageOperations(Refusals):
         if self._is_own(node):
             return []
         slot, nid = self._at(node)
-        return list(slot.tree.xattrs(nid))
+        return slot.tree.xattr_names(nid)
 
