@@ -43,10 +43,11 @@ def old_sparse(name: bytes, size: int, segments: Segments, says: Map | None = No
     first = b"".join(entries[:4]).ljust(96, b"\0")
     block = header(name, b"S", size=len(data), magic=magic)
     block = patched(block, 386, first + (b"\1" if entries[4:] else b"\0") + wide(size))
-    parts = [block]
-    for index in range(4, len(entries), 21):
-        parts.append(b"".join(entries[index : index + 21]).ljust(504, b"\0") + (b"\1" if index + 21 < len(entries) else b"\0") + bytes(7))
-    return b"".join(parts) + pad(data)
+    extensions = [
+        b"".join(entries[at : at + 21]).ljust(504, b"\0") + (b"\1" if at + 21 < len(entries) else b"\0") + bytes(7)
+        for at in range(4, len(entries), 21)
+    ]
+    return block + b"".join(extensions) + pad(data)
 
 
 def pax_sparse_00(name: bytes, size: int, segments: Segments, says: Map | None = None) -> bytes:

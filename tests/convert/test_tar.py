@@ -1,11 +1,11 @@
 """The tar reader: every format in, one meaning out, and everything else refused with a place."""
 
+import contextlib
 import io
 import random
 import shutil
 import subprocess
 import tarfile
-import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -160,7 +160,8 @@ def test_every_flipped_bit_of_a_header_is_noticed() -> None:
 
 @pytest.mark.parametrize(("field", "value"), [("uid", (1 << 32) - 1), ("gid", 1 << 32), ("uid", -1), ("gid", 1 << 60)])
 def test_owners_are_not_truncated(field: str, value: int) -> None:
-    refused(header(b"x", **{field: base256(value, 8) if value < 1 << 55 else b"\x80" + b"\x7f" * 7}), says="owner")
+    raw = base256(value, 8) if value < 1 << 55 else b"\x80" + b"\x7f" * 7
+    refused(header(b"x", uid=raw) if field == "uid" else header(b"x", gid=raw), says="owner")
     refused(pax({field.encode(): b"%d" % value}), header(b"x"), says="owner|uid")
 
 
@@ -320,7 +321,7 @@ def test_times_are_exact(value: bytes, nanoseconds: int) -> None:
     assert only(pax({b"mtime": value}), header(b"x")).mtime_ns == nanoseconds
 
 
-@pytest.mark.parametrize("value", [b".5", b"1e9", b"+1", b"1_0", b"--1", b"1.5.5", b" 1", b"nan", b"1.-5", b"9" * 20, b"1\n", "١".encode()])
+@pytest.mark.parametrize("value", [b".5", b"1e9", b"+1", b"1_0", b"--1", b"1.5.5", b" 1", b"nan", b"1.-5", b"9" * 20, b"1\n", b"\xd9\xa1"])
 def test_what_is_no_time(value: bytes) -> None:
     refused(pax({b"mtime": value}), header(b"x"), says="mtime")
 
@@ -557,7 +558,7 @@ def sample() -> bytes:
         rawtar.file(b"d/a", b"a" * 1000),
         rawtar.member(b"d/" + b"n" * 200, data=b"b" * 512, records={b"mtime": b"1.5"}),
         pax_sparse_10(b"s", 5_000_001, SEGMENTS),
-        old_sparse(b"t", 5_000_001, SEGMENTS * 1),
+        old_sparse(b"t", 5_000_001, SEGMENTS),
         rawtar.symlink(b"l", b"d/a"),
         gnu_long(b"g" * 150),
         header(b"g", magic=GNU),
@@ -651,7 +652,7 @@ def test_every_truncation() -> None:
 def test_truncated_data_is_noticed_by_who_reads_it() -> None:
     reader = TarReader([archive(rawtar.file(b"some/file", b"x" * 5000))[:3000]])
     next(reader)
-    with pytest.raises(SourceError, match="ends inside a file's data .*after 'some/file'"):
+    with pytest.raises(SourceError, match=r"ends inside a file's data .*after 'some/file'"):
         list(reader.pieces())
 
 
