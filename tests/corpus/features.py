@@ -161,6 +161,9 @@ _DATA: Final[dict[str, Feature]] = {
         ]
     ),
     "spelled_with_dots": Feature([_tar(t.directory(b"./d/"), t.file(b"./d/a", b"1"), t.file(b"d/./b", b"2"), t.file(b"d//c", b"3"))]),
+    "absolute_paths": Feature(
+        [_tar(t.directory(b"/d"), t.file(b"/d/a", b"1"), t.file(b"x", b"1", records={b"path": b"/d/b"}), t.hardlink(b"/c", b"/d/a"))]
+    ),
     "path_of_3800_bytes": Feature([_tar(*[t.directory(b"/".join([b"d" * 189] * (depth + 1))) for depth in range(20)])]),
     "path_of_4095_bytes": Feature(
         [
