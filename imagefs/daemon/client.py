@@ -165,17 +165,32 @@ def _connect(directory: Path) -> socket.socket:
         # A socket's path is limited to 107 bytes; through the directory's descriptor it always fits.
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            connection.settimeout(_QUICK)
-            connection.connect(f"/proc/self/fd/{descriptor}/{_SOCKET}")
+            _connect_patiently(connection, f"/proc/self/fd/{descriptor}/{_SOCKET}")
         finally:
             os.close(descriptor)
-    except PermissionError as error:
+    except BaseException as error:
         connection.close()
-        raise AccessError(f"this user may not talk to the daemon at {directory}") from error
-    except OSError as error:
-        connection.close()
-        raise DaemonError("no daemon is running for this store and cache", hint="`imagefs mount` starts one") from error
+        if isinstance(error, PermissionError):
+            raise AccessError(f"this user may not talk to the daemon at {directory}") from error
+        if isinstance(error, OSError):
+            raise DaemonError("no daemon is running for this store and cache", hint="`imagefs mount` starts one") from error
+        raise
     return connection
+
+
+def _connect_patiently(connection: socket.socket, path: str) -> None:
+    deadline = time.monotonic() + _QUICK
+    connection.settimeout(_QUICK)
+    while True:
+        try:
+            connection.connect(path)
+        except BlockingIOError:
+            # With a timeout set, a full queue is an error at once. It means that the daemon is there and busy: starting another would be wrong.
+            if time.monotonic() > deadline:
+                raise DeadlineError("the daemon does not take connections") from None
+            time.sleep(0.005)
+        else:
+            return
 
 
 def _result(answer: bytes) -> dict[str, Any]:

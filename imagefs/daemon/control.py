@@ -41,7 +41,7 @@ def bind_socket(directory: Path) -> socket.socket:
         raise
     finally:
         os.close(descriptor)
-    listener.listen(32)
+    listener.listen(128)
     return listener
 
 

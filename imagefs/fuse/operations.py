@@ -34,6 +34,7 @@ _S_IFREG: Final = 0o100000
 _S_IFDIR: Final = 0o040000
 _WRITING: Final = os.O_WRONLY | os.O_RDWR | os.O_TRUNC | os.O_APPEND
 _BLOCK: Final = 4096
+_NAME_MAX: Final = 255
 
 
 class ImageOperations(Refusals):
@@ -106,6 +107,9 @@ class ImageOperations(Refusals):
         """Answer a name with its file, or with the news that there is none."""
         if self._is_own(parent):
             return self._lookup_own(parent, name)
+        if len(name) > _NAME_MAX:
+            # FUSE's own limit is 1,024.
+            raise pyfuse3.FUSEError(errno.ENAMETOOLONG)
         slot, nid = self._at(parent)
         found = slot.tree.lookup(nid, name)
         return self._absent if found is None else self._fill(slot, found)
@@ -221,7 +225,7 @@ class ImageOperations(Refusals):
         """Say how much is mounted, and that nothing is free."""
         data = pyfuse3.StatvfsData()
         data.f_bsize = data.f_frsize = _BLOCK
-        data.f_namemax = 255
+        data.f_namemax = _NAME_MAX
         for slot in self._slots.values():
             data.f_blocks += (slot.image.manifest.bytes + _BLOCK - 1) // _BLOCK
             data.f_files += slot.tree.inode_count
