@@ -44,8 +44,7 @@ def check_tree(world: World, manifest: str, expected: Snapshot, scratch: Path) -
     """Check that ``fsck.erofs`` and the kernel accept a tree, and that the kernel sees what ``expected`` says but for content."""
     require("fsck.erofs")
     tree = tree_file(world, manifest, scratch / f"{manifest[:16]}.erofs")
-    report = tool("fsck.erofs", tree).decode()
-    assert "No errors found" in report, report
+    tool("fsck.erofs", tree)
     require("root")
     require("erofs")
     with kernel_mount(tree, scratch / f"{manifest[:16]}.kernel") as point:
