@@ -14,7 +14,9 @@ listing can go on anywhere. What does not live here: mapping files, and checking
 
 from binascii import unhexlify
 from collections.abc import Iterator
+from itertools import chain
 from mmap import mmap
+from operator import itemgetter
 from struct import Struct
 from typing import Final, NamedTuple
 
@@ -230,13 +232,15 @@ class Tree:
             at, length, count = self._block(nid, data, number)
             block = bytes(self._buffer[at : at + length])
             names_at = count * DIRENT_SIZE
-            rows = list(DIRENT.iter_unpack(block[:names_at]))
-            ends = [row[1] for row in rows[1:]]
-            ends.append(_name_end(block, rows[-1][1]))
-            if block.find(b"/", names_at) >= 0 or block.find(b"\0", names_at, max(ends)) >= 0:
+            last = DIRENT.unpack_from(block, names_at - DIRENT_SIZE)[1]
+            if block.find(b"/", names_at) >= 0 or block.find(b"\0", names_at, last) >= 0:
                 raise _damaged(nid, "a directory with names that cannot be")
+            # Lazily: a caller may take few entries at a time, and come back with a cookie for more.
+            rows = DIRENT.iter_unpack(block[index * DIRENT_SIZE : names_at])
+            next_rows = DIRENT.iter_unpack(block[(index + 1) * DIRENT_SIZE : names_at])
+            ends = chain(map(itemgetter(1), next_rows), (_name_end(block, last),))
             base = number << _INDEX_BITS
-            for (child, begin, kind), end in zip(rows[index:], ends[index:], strict=True):
+            for (child, begin, kind), end in zip(rows, ends, strict=False):
                 index += 1
                 if not (names_at <= begin < end <= length and end - begin <= NAME_MAX and 0 < kind < 8):
                     raise _damaged(nid, "a damaged directory")

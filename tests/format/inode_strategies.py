@@ -182,6 +182,7 @@ def _add(draw: st.DrawFn, directories: list[Inode], child: Inode) -> bool:
 def _crowd(draw: st.DrawFn, directory: Inode) -> None:
     """Give a directory so many names of one length that its dirents take several blocks, or end near a block's end."""
     count, length = draw(st.sampled_from([(0, 1), (0, 1), (15, 251), (16, 244), (200, 8), (201, 8), (900, 20)]))
+    first = draw(st.sampled_from([b"-", b"0"]))  # which come before and after "." and ".."
     assert directory.children is not None
     for number in range(count):
-        directory.children.setdefault(b"%0*d" % (length, number), Inode(0o100644, inline=b""))
+        directory.children.setdefault(first + b"%0*d" % (length - 1, number), Inode(0o100644, inline=b""))

@@ -102,8 +102,9 @@ def fsck(image: bytes | bytearray, folder: Path) -> str:
 @_GENEROUS
 @given(root=inode_trees())
 def test_every_field_is_read_back(root: Inode) -> None:
-    rows, _ = read_all(Tree(bytes(write_tree(root))))
+    rows, nids = read_all(Tree(bytes(write_tree(root))))
     assert rows == describe(root)
+    assert all(nid * 32 % 4096 + 64 <= 4096 for nid in nids.values()), "an inode crosses a block"
 
 
 @settings(_GENEROUS, max_examples=25)
@@ -200,7 +201,22 @@ def test_links_are_counted() -> None:
     assert [tree.stat(nids[path]).nlink for path in (b"", b"/a", b"/d", b"/e", b"/e/f")] == [4, 3, 2, 3, 2]
 
 
-def test_a_tree_as_deep_as_paths_go(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "size, bits, count",
+    [(1, 0, 1), (4096, 0, 1), (4097, 1, 1), (1 << 20, 8, 1), (1 << 43, 31, 1), ((1 << 43) + 1, 31, 2), ((1 << 63) - 1, 31, 1 << 20)],
+)
+def test_one_chunk_holds_a_file_where_there_are_such_chunks(size: int, bits: int, count: int) -> None:
+    image = bytes(write_tree(directory(a=Inode(0o100644, size=size, object=bytes(32)), b=file())))
+    tree = Tree(image)
+    start = (tree.lookup(tree.root, b"a") or 0) * 32
+    assert int.from_bytes(image[start + 16 : start + 20], "little") == bits
+    chunks = image[start + 64 + 120 : (tree.lookup(tree.root, b"b") or 0) * 32]
+    assert chunks[: 4 * count] == b"\xff" * 4 * count
+    assert not any(chunks[4 * count :])
+    assert (1 << 12 + bits) * count >= size
+
+
+def test_a_tree_as_deep_as_paths_go() -> None:
     root = inode = directory()
     for _ in range(2048):
         inode.children = {b"d": directory()}
@@ -376,6 +392,40 @@ def test_damaged_inodes_are_refused(offset: int, new: bytes, error: type[Excepti
         tree.stat(nid)
         tree.object_of(nid)
         tree.inline(nid)
+
+
+@pytest.mark.parametrize(
+    "behind, fields, call",
+    [
+        (64, {2: b"\x02\0"}, "xattr_names"),  # attributes behind the end
+        (96, {2: b"\x11\0"}, "xattr_names"),
+        (64, {0: b"\x05\0", 4: b"\xed\x41", 8: b"\x20"}, "readdir"),  # entries behind the end
+        (96, {0: b"\x05\0", 2: b"\x05\0", 4: b"\xed\x41", 8: b"\x04"}, "readdir"),  # less than an entry, at the end
+        (96, {0: b"\x01\0", 4: b"\xed\x41", 8: b"\x04", 16: b"\xff\xff"}, "readdir"),
+        (64, {0: b"\x05\0", 4: b"\xff\xa1", 8: b"\x04"}, "readlink"),
+        (64, {0: b"\x09\0", 2: b"\x1c\0", 8: b"\x04"}, "object_of"),
+        (32, {}, "stat"),
+    ],
+)
+def test_nothing_is_read_behind_the_end(behind: int, fields: dict[int, bytes], call: str) -> None:
+    image = write_tree(directory(**{f"f{number}": file(number) for number in range(30)}))
+    start = len(image) - behind
+    image[start:] = bytes(behind)
+    image[start : start + 6] = b"\x01\0\0\0\xa4\x81"
+    for offset, new in fields.items():
+        image[start + offset : start + offset + len(new)] = new
+    tree = Tree(resealed(image, 0, b""))
+    with pytest.raises(IntegrityError):
+        list(getattr(tree, call)(start // 32))
+
+
+@pytest.mark.parametrize("name", [b"a/b", b"a\0b", b"z/b"])
+def test_names_that_cannot_be_are_not_shown(name: bytes) -> None:
+    image = write_tree(directory(**{name.replace(b"/", b"_").replace(b"\0", b"_").decode(): file(), "s": file(1)}))
+    at = image.index(name[:1] + b"_b")
+    tree = Tree(resealed(image, at, name))
+    with pytest.raises(IntegrityError, match="names that cannot be"):
+        list(tree.readdir(tree.root))
 
 
 def exercise(image: bytes) -> None:
