@@ -1,0 +1,81 @@
+"""``imagefs convert``."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+from imagefs_cli import output
+from imagefs_cli.options import Invocation, command
+
+if TYPE_CHECKING:
+    from imagefs.convert.convert import ConvertReport, Progress
+
+
+@command("convert", short_help="Convert a container image into the store.")
+@click.argument("source")
+@click.argument("ref")
+@click.option("--jobs", type=click.IntRange(1, 256), default=None, help="Threads that compress (default: the number of processors).")
+@click.option("--level", type=click.IntRange(1, 19), default=3, show_default=True, help="The zstd level of new packs; part of an image's identity.")
+@click.option("--platform", metavar="OS/ARCH[/VARIANT]", help="Which image of a multi-platform index (default: this machine's).")
+def convert_command(invocation: Invocation, source: str, ref: str, jobs: int | None, level: int, platform: str | None) -> None:
+    """Convert SOURCE into the store and name it REF.
+
+    SOURCE is oci-archive:FILE[:TAG], oci:DIR[:TAG], docker-archive:FILE[:NAME], dir:DIR, or a path, which is looked into. REF is NAME[:TAG].
+
+    A store that does not exist yet is made. Converting the same source again gives the same digest and stores nothing twice.
+    """
+    from imagefs.convert.convert import convert  # noqa: PLC0415 - a command's help needs none of it
+    from imagefs.convert.memory import keep_buffers  # noqa: PLC0415
+    from imagefs.store.refs import Ref  # noqa: PLC0415
+
+    name = Ref.parse(ref)
+    keep_buffers()
+    store = invocation.store(create=True)
+    try:
+        with _progress(invocation) as progress:
+            report = convert(source, name, store, jobs=jobs or os.cpu_count() or 1, level=level, platform=platform, progress=progress)
+    finally:
+        store.close()
+    if invocation.wants_json:
+        output.print_json(asdict(report))
+    else:
+        _print(report)
+
+
+def _print(report: "ConvertReport") -> None:
+    total = report.new_bytes + report.shared_bytes
+    output.say(f"chose {report.described}")
+    output.pairs(
+        [
+            ("image", report.ref),
+            ("digest", report.manifest),
+            ("files", f"{report.files:,} of {output.size(report.bytes_logical)}"),
+            ("read", f"{output.size(report.bytes_in)} in {report.layers} layers"),
+            ("stored", f"{output.size(report.new_bytes)} new, {output.size(report.shared_bytes)} of {output.size(total)} was there"),
+            ("index", f"{output.size(report.tree_bytes + report.map_bytes)}"),
+            ("seconds", f"{sum(v for k, v in report.seconds.items() if '.' not in k):.1f}"),
+        ]
+    )
+
+
+@contextlib.contextmanager
+def _progress(invocation: Invocation) -> "Iterator[Callable[[Progress], None] | None]":
+    """Show a bar while a person is watching; cost nothing otherwise."""
+    if invocation.wants_json or not output.on_terminal():
+        yield None
+        return
+    from rich.console import Console  # noqa: PLC0415 - only for a person
+    from rich.progress import BarColumn, DownloadColumn, Progress as Bar, TextColumn, TimeRemainingColumn, TransferSpeedColumn  # noqa: PLC0415
+
+    columns = (TextColumn("{task.description:8}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("read", total=None)
+
+        def show(progress: "Progress") -> None:
+            bar.update(task, description=progress.stage, completed=progress.done, total=progress.total or None)
+
+        yield show

@@ -1,0 +1,47 @@
+"""What commands print: one JSON document, or text for people. Results go to standard output, everything else to standard error."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+
+def print_json(document: Any) -> None:  # noqa: ANN401 - any JSON value
+    """Print one JSON document."""
+    import json  # noqa: PLC0415 - only with --json
+
+    click.echo(json.dumps(document, indent=2, ensure_ascii=False, default=str))
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows in columns under a head."""
+    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+    for row in [head, *rows]:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def pairs(rows: Sequence[tuple[str, object]]) -> None:
+    """Print names with their values."""
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        click.echo(f"{name.ljust(width)}  {value}")
+
+
+def size(count: float) -> str:
+    """Say a number of bytes to a person: ``1.3 GB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:  # noqa: PLR2004 - decimal units
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def say(text: str) -> None:
+    """Tell a person something that is not the result."""
+    click.echo(text, err=True)
+
+
+def on_terminal() -> bool:
+    """Say whether a person is watching standard error."""
+    return sys.stderr.isatty()

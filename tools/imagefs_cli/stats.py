@@ -1,0 +1,63 @@
+"""``imagefs stats``."""
+
+from typing import Any
+
+from imagefs_cli import output
+from imagefs_cli.options import Invocation, command
+
+
+@command("stats", short_help="Show what the daemon has served, and from which tier.")
+def stats_command(invocation: Invocation) -> None:
+    """Show the figures of the daemon of this store and cache: requests, bytes by tier, what was fetched, memory.
+
+    Without root, where each mount has a daemon of its own, the figures of all of them are added up.
+    """
+    figures = collect(invocation)
+    if invocation.wants_json:
+        output.print_json(figures)
+        return
+    rows: list[tuple[str, object]] = []
+    for name, value in figures.items():
+        if isinstance(value, dict):
+            rows += [(f"{name}.{key}", _shown(name, part)) for key, part in value.items()]
+        elif isinstance(value, list):
+            rows += [("mount", f"{mount['mountpoint']}  {mount['ref'] or mount['manifest']}") for mount in value]
+        else:
+            rows.append((name, _shown(name, value)))
+    output.pairs(rows)
+
+
+def collect(invocation: Invocation) -> dict[str, Any]:
+    """Return the figures of the daemons of this store and cache. ``DaemonError`` if none runs."""
+    import os  # noqa: PLC0415 - a command's help needs none of it
+
+    from imagefs.daemon import client  # noqa: PLC0415
+
+    config = invocation.config()
+    if os.geteuid() == 0:
+        return client.stats(config)
+    total: dict[str, Any] = {}
+    for daemon in client.daemons(config):
+        if daemon["store"] == config.store and daemon["cache"] == str(config.cache):
+            for mount in daemon["mounts"]:
+                total = _added(total, client.stats(config, at=mount["mountpoint"]))
+    return total or client.stats(config)
+
+
+def _added(left: dict[str, Any], right: dict[str, Any]) -> dict[str, Any]:
+    both = dict(left)
+    for name, value in right.items():
+        before = both.get(name)
+        if before is None:
+            both[name] = value
+        elif isinstance(value, dict):
+            both[name] = _added(before, value)
+        else:
+            both[name] = before + value
+    return both
+
+
+def _shown(name: str, value: object) -> str:
+    if isinstance(value, int) and "bytes" in name:
+        return output.size(value)
+    return f"{value:,}" if isinstance(value, int) else str(value)
