@@ -20,6 +20,7 @@ from imagefs.store.base import ObjectStore, manifest_key, ref_key
 REF_FORMAT: Final = 1
 _REF_MAX: Final = 64 * 1024
 _TRIES: Final = 5
+_FEW: Final = 5
 
 _PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _HOST = r"[a-zA-Z0-9](?:[a-zA-Z0-9.-]*[a-zA-Z0-9])?(?::[0-9]{1,5})?"
@@ -146,4 +147,6 @@ def _nearest(store: ObjectStore, ref: Ref) -> str:
     near = difflib.get_close_matches(str(ref), names, n=3, cutoff=0.5) or [name for name in names if name.startswith(f"{ref.name}:")][:3]
     if near:
         return f"did you mean {' or '.join(near)}?"
+    if 0 < len(names) <= _FEW:
+        return f"the store has {', '.join(names)}"
     return "`imagefs images` lists what there is" if names else "the store has no images yet: `imagefs convert SOURCE REF` makes one"

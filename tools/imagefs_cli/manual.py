@@ -33,7 +33,7 @@ def commands() -> Iterator[click.Context]:
     """Yield a context for each command, groups before what is in them."""
     from imagefs_cli.main import cli  # noqa: PLC0415 - main imports this module
 
-    pending = [click.Context(cli, info_name="imagefs")]
+    pending = [click.Context(cli, info_name="imagefs", help_option_names=["-h", "--help"])]
     while pending:
         ctx = pending.pop(0)
         yield ctx

@@ -1,0 +1,174 @@
+"""``imagefs doctor``: what this host can do, found out by trying where trying does no harm."""
+
+import ctypes
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+import click
+
+from imagefs_cli import output
+from imagefs_cli.options import Invocation, command
+
+_MS_RDONLY: Final = 1
+_CAP_SYS_ADMIN: Final = 21
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at: ``state`` is ok, warn or fail; ``fix`` says how to get what is missing."""
+
+    name: str
+    state: str
+    detail: str
+    fix: str | None = None
+
+
+@command("doctor", short_help="Check what this host can do.")
+def doctor_command(invocation: Invocation) -> int:
+    """Check what this host can do: kernel features, packages, permissions, directories and the store.
+
+    Ends with 1 if something that this version needs is missing. What a later kernel would give is a warning.
+    """
+    findings = list(examine(invocation))
+    failed = any(finding.state == "fail" for finding in findings)
+    if invocation.wants_json:
+        output.print_json({"ok": not failed, "findings": [asdict(finding) for finding in findings]})
+    else:
+        for finding in findings:
+            click.echo(f"{finding.state:4}  {finding.name:18}  {finding.detail}")
+            if finding.fix and finding.state != "ok":
+                click.echo(f"{'':26}{finding.fix}")
+    return int(failed)
+
+
+def examine(invocation: Invocation) -> Iterator[Finding]:
+    """Yield what was found, what everything depends on first."""
+    yield Finding("python", "ok", sys.version.split()[0])
+    yield _module("pyfuse3", "pip install pyfuse3 (needs libfuse3-dev and pkg-config)")
+    yield _fuse_device()
+    yield _fusermount()
+    yield _admin()
+    for name, needed, gives in (
+        ("FUSE resend", (6, 9), "a new daemon process answers what the old one had not"),
+        ("overlay data-only", (6, 5), "kernel mode: metadata from the tree, data from the SSD tier"),
+        ("EROFS from a file", (6, 12), "kernel mode without a loop device"),
+    ):
+        yield _kernel(name, needed, gives)
+    yield _erofs()
+    yield _overlay()
+    yield _directory("runtime", invocation.config().runtime)
+    yield _directory("cache", invocation.config().cache)
+    yield _store(invocation)
+
+
+def _module(name: str, fix: str) -> Finding:
+    try:
+        module = __import__(name)
+    except ImportError as error:
+        return Finding(name, "fail", str(error), fix)
+    return Finding(name, "ok", str(getattr(module, "__version__", "present")))
+
+
+def _fuse_device() -> Finding:
+    try:
+        os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
+    except FileNotFoundError:
+        return Finding("/dev/fuse", "fail", "missing", "modprobe fuse; in a container: --device /dev/fuse")
+    except OSError as error:
+        return Finding("/dev/fuse", "fail", f"cannot be opened: {error.strerror}", "chmod 0666 /dev/fuse, or run as root")
+    return Finding("/dev/fuse", "ok", "opens")
+
+
+def _fusermount() -> Finding:
+    path = shutil.which("fusermount3")
+    if path is None:
+        state = "warn" if os.geteuid() == 0 else "fail"
+        return Finding("fusermount3", state, "not found: users without root cannot mount", "apt-get install fuse3")
+    if os.geteuid() != 0 and not os.stat(path).st_mode & 0o4000:
+        return Finding("fusermount3", "fail", f"{path} is not setuid root", f"chmod u+s {path}, or reinstall fuse3")
+    return Finding("fusermount3", "ok", path)
+
+
+def _admin() -> Finding:
+    status = Path("/proc/self/status").read_text()
+    effective = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("CapEff:"))
+    if effective >> _CAP_SYS_ADMIN & 1:
+        return Finding("CAP_SYS_ADMIN", "ok", "held: one daemon serves all mounts")
+    return Finding("CAP_SYS_ADMIN", "warn", "not held: a daemon for each mount, and only this user sees it", "run as root")
+
+
+def _kernel(name: str, needed: tuple[int, int], gives: str) -> Finding:
+    release = os.uname().release
+    have = tuple(int("".join(filter(str.isdigit, part)) or 0) for part in release.split(".")[:2])
+    if have >= needed:
+        return Finding(name, "ok", f"Linux {release}: {gives}")
+    return Finding(name, "warn", f"Linux {release} does not have it: {gives}", f"Linux {needed[0]}.{needed[1]} or newer; nothing in this version needs it")
+
+
+def _erofs() -> Finding:
+    """Mount the smallest tree there is, where that is allowed."""
+    if os.geteuid() != 0:
+        return Finding("EROFS", "warn", "not tried without root")
+    import stat  # noqa: PLC0415 - only here
+
+    from imagefs.format.erofs_writer import write_tree  # noqa: PLC0415 - only here
+    from imagefs.format.tree import Inode  # noqa: PLC0415
+
+    with tempfile.TemporaryDirectory(prefix="imagefs-doctor-") as folder:
+        image, point = Path(folder, "tree"), Path(folder, "mnt")
+        point.mkdir()
+        image.write_bytes(write_tree(Inode(stat.S_IFDIR | 0o755, children={})))
+        return _try_mount("EROFS", str(image), point, "erofs", "", "modprobe erofs; nothing in this version needs it")
+
+
+def _overlay() -> Finding:
+    if os.geteuid() != 0:
+        return Finding("overlayfs", "warn", "not tried without root")
+    with tempfile.TemporaryDirectory(prefix="imagefs-doctor-") as folder:
+        for name in ("one", "two", "mnt"):
+            Path(folder, name).mkdir()
+        options = f"lowerdir={folder}/one:{folder}/two"
+        return _try_mount("overlayfs", "overlay", Path(folder, "mnt"), "overlay", options, "modprobe overlay; nothing in this version needs it")
+
+
+def _try_mount(name: str, source: str, point: Path, kind: str, options: str, fix: str) -> Finding:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mount(source.encode(), os.fsencode(point), kind.encode(), _MS_RDONLY, options.encode() or None):
+        return Finding(name, "warn", f"mount failed: {os.strerror(ctypes.get_errno())}", fix)
+    libc.umount2(os.fsencode(point), 0)
+    return Finding(name, "ok", "mounts")
+
+
+def _directory(name: str, path: Path) -> Finding:
+    there = path
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        return Finding(name, "fail", f"{there} is not a directory", f"choose another with --{name}")
+    if not os.access(there, os.W_OK | os.X_OK):
+        return Finding(name, "fail", f"{there} cannot be written", f"choose another with --{name}, or run as its owner")
+    usage = shutil.disk_usage(there)
+    made = "" if there == path else " (will be made)"
+    return Finding(name, "ok", f"{path}{made}, {output.size(usage.free)} free")
+
+
+def _store(invocation: Invocation) -> Finding:
+    from imagefs.errors import ImageFSError  # noqa: PLC0415 - only here
+
+    url = invocation.config().store
+    try:
+        store = invocation.store()
+        count = _count(lambda: store.list("refs/"))
+    except ImageFSError as error:
+        return Finding("store", "warn", f"{url}: {error.message}", error.hint)
+    return Finding("store", "ok", f"{url}, {count} refs")
+
+
+def _count(items: Callable[[], Iterator[object]]) -> int:
+    return sum(1 for _ in items())
