@@ -236,8 +236,8 @@ def test_the_ustar_prefix() -> None:
 
 
 def test_star_has_times_after_a_shorter_prefix() -> None:
-    block = patched(header(b"name", prefix=b"some/dir"), 345 + 131, b"00000000017\x0000000000017\0")
-    assert only(patched(block, 508, b"tar\0")).path == b"some/dir/name"
+    block = patched(header(b"name", prefix=b"d" * 131), 345 + 131, b"00000000017\x0000000000017\0")
+    assert only(patched(block, 508, b"tar\0")).path == b"d" * 131 + b"/name"
 
 
 def test_gnu_times_are_no_prefix() -> None:
@@ -654,6 +654,12 @@ def test_truncated_data_is_noticed_by_who_reads_it() -> None:
     next(reader)
     with pytest.raises(SourceError, match=r"ends inside a file's data .*after 'some/file'"):
         list(reader.pieces())
+
+
+@pytest.mark.parametrize("cut", [BLOCK, BLOCK + 1, 3000, BLOCK + 4999])
+def test_truncated_data_is_noticed_when_it_is_skipped(cut: int) -> None:
+    with pytest.raises(SourceError, match="ends inside a file's data"):
+        list(TarReader(chunked(archive(rawtar.file(b"a", b"x" * 5000))[:cut], 1000)))
 
 
 @pytest.mark.parametrize("error", [SourceError("its digest lies"), LimitError("a bomb"), OSError("disk")])
