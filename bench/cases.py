@@ -225,4 +225,3 @@ BENCHES: dict[str, Callable[[Run], None]] = {
     "read": bench_read,
     "many": bench_many,
 }
-

@@ -1,4 +1,7 @@
-"""An image of very many small files, made straight from the formats: a directory of that many files would take longer to make than to measure."""
+"""An image of very many small files, made straight from the formats.
+
+A directory of that many files would take longer to make than to measure.
+"""
 
 import stat
 import subprocess
@@ -14,7 +17,8 @@ from imagefs.format.objectmap import build_object_map
 from imagefs.format.tree import Inode
 from imagefs.store.images import put_blob, put_manifest
 from imagefs.store.opening import open_store
-from imagefs.store.refs import Ref, publish as publish_ref
+from imagefs.store.refs import Ref
+from imagefs.store.refs import publish as publish_ref
 
 _PER_DIRECTORY = 100
 

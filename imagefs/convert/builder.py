@@ -18,23 +18,21 @@ What does not live here: reading sources, and what the tree looks like.
 
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Self
 
 import zstandard
 
 from imagefs.convert.entry import Content
 from imagefs.convert.known import KnownPacks
+from imagefs.convert.pieces import FRAME_SIZE, cut, is_zero, with_holes
 from imagefs.digest import Buffer, Hasher, digest_of
 from imagefs.format.objectmap import HOLE, Extent
 from imagefs.format.pack import FrameEntry, build_pack, compress_frame, pack_key_of
 from imagefs.format.tree import INLINE_MAX
 from imagefs.store.base import ObjectStore, pack_key
-
-FRAME_SIZE: Final = 256 * 1024
-"""Bytes of content in a frame, at most."""
 
 FRAME_MIN: Final = 128 * 1024
 """A frame of small objects ends no earlier than this, but for the end of its pack."""
@@ -48,8 +46,6 @@ PACK_MAX: Final = 2 * 1024 * 1024
 
 OWN_PACK_FRAMES: Final = 64
 """Frames in a pack of one object: 16 MiB of content."""
-
-_ZERO_FRAME: Final = bytes(FRAME_SIZE)
 
 _Slot = tuple[int, int]
 """A frame's place: (pack number, index in that pack)."""
@@ -68,7 +64,10 @@ class _OpenPack:
 
 @dataclass(frozen=True, slots=True)
 class StoredPack:
-    """A pack that is in the store: ``key`` is the digest of its frames' digests, ``size`` its bytes as stored, ``new`` whether this run wrote it."""
+    """A pack that is in the store.
+
+    ``key`` is the digest of its frames' digests, ``size`` its bytes as stored, ``new`` whether this run wrote it.
+    """
 
     digest: bytes
     key: bytes
@@ -130,7 +129,7 @@ class ContentBuilder:
         self._frame_length = 0
         self.tally = Tally()
 
-    def __enter__(self) -> "ContentBuilder":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -145,7 +144,7 @@ class ContentBuilder:
         the pieces raise, and the store's errors, also those of packs that were handed in by earlier calls.
         """
         if sparse is not None:
-            pieces = _with_holes(pieces, sparse, size)
+            pieces = with_holes(pieces, sparse, size)
         if size >= OWN_PACKS_FROM:
             return Content(size, self._add_large(size, pieces), None)
         parts = list(pieces)
@@ -200,12 +199,12 @@ class ContentBuilder:
         places: list[tuple[int, int, _Slot | None, int]] = []
         pack = self._new_pack()
         offset = 0
-        for parts in _cut(pieces, FRAME_SIZE):
+        for parts in cut(pieces, FRAME_SIZE):
             length = 0
             for part in parts:
                 hasher.update(part)
                 length += len(part)
-            if all(_is_zero(part) for part in parts):
+            if all(is_zero(part) for part in parts):
                 _add_hole(places, offset, length)
             else:
                 places.append((offset, length, (pack.number, len(pack.frames)), 0))
@@ -352,53 +351,3 @@ def _add_hole(places: list[tuple[int, int, _Slot | None, int]], offset: int, len
         places[-1] = (start, before + length, None, 0)
     else:
         places.append((offset, length, None, 0))
-
-
-def _is_zero(part: Buffer) -> bool:
-    # The two end bytes settle nearly every frame that is not zero, without a look at the rest.
-    return not part[0] and not part[-1] and part == (_ZERO_FRAME if len(part) == FRAME_SIZE else memoryview(_ZERO_FRAME)[: len(part)])
-
-
-def _cut(pieces: Iterable[Buffer], size: int) -> Iterator[list[Buffer]]:
-    """Regroup buffers into frames of exactly ``size`` bytes (the last may be shorter), without copying."""
-    parts: list[Buffer] = []
-    missing = size
-    for piece in pieces:
-        view = memoryview(piece)
-        while len(view) >= missing:
-            parts.append(view[:missing])
-            yield parts
-            view = view[missing:]
-            parts = []
-            missing = size
-        if len(view):
-            parts.append(view)
-            missing -= len(view)
-    if parts:
-        yield parts
-
-
-def _with_holes(pieces: Iterable[Buffer], segments: list[tuple[int, int]], size: int) -> Iterator[Buffer]:
-    """Yield a sparse file's bytes with its holes as zeros; the zeros are one shared buffer."""
-    source = iter(pieces)
-    view = memoryview(b"")
-    position = 0
-    for offset, length in segments:
-        yield from _zeros(offset - position)
-        position = offset + length
-        while length:
-            if not len(view):
-                view = memoryview(next(source))
-            yield view[:length]
-            taken = min(length, len(view))
-            view = view[taken:]
-            length -= taken
-    yield from _zeros(size - position)
-
-
-def _zeros(count: int) -> Iterator[Buffer]:
-    while count >= FRAME_SIZE:
-        yield _ZERO_FRAME
-        count -= FRAME_SIZE
-    if count > 0:
-        yield memoryview(_ZERO_FRAME)[:count]

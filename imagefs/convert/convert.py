@@ -91,9 +91,12 @@ class _Clock:
 class _Conversion:
     """The state of one conversion: where layers are read and what was read."""
 
-    def __init__(self, source: Source | DirSource, builder: ContentBuilder, limits: Limits, progress: Callable[[Progress], None]) -> None:
-        self._source = source
-        self._builder = builder
+    def __init__(
+        self, source: Source | DirSource, builder: ContentBuilder, clock: _Clock, limits: Limits, progress: Callable[[Progress], None]
+    ) -> None:
+        self.source = source
+        self.builder = builder
+        self.clock = clock
         self._limits = limits
         self._progress = progress
         self._total = source.total_bytes
@@ -104,11 +107,11 @@ class _Conversion:
         """Read every layer, the topmost first; return their entries, the bottom layer first."""
         layers: list[list[Entry]] = []
         mask = MaskFilter()
-        for index in reversed(range(self._source.layer_count)):
+        for index in reversed(range(self.source.layer_count)):
             entries = []
             for entry, pieces in self._layer(index):
                 if entry.kind is Kind.FILE and not mask.hides(entry.path):
-                    entry.content = self._builder.add(entry.size, pieces, entry.sparse)
+                    entry.content = self.builder.add(entry.size, pieces, entry.sparse)
                 entries.append(entry)
             mask.begin_layer(index)
             for entry in entries:
@@ -125,17 +128,17 @@ class _Conversion:
                 continue
             for known, (entry, pieces) in zip(entries, self._layer(index), strict=True):
                 if id(known) in wanted:
-                    known.content = self._builder.add(entry.size, pieces, entry.sparse)
+                    known.content = self.builder.add(entry.size, pieces, entry.sparse)
 
     def _layer(self, index: int) -> Iterator[tuple[Entry, Pieces]]:
-        if isinstance(self._source, DirSource):
-            for entry, pieces in self._source.entries():
+        if isinstance(self.source, DirSource):
+            for entry, pieces in self.source.entries():
                 self._done += entry.size
                 self._tell()
                 yield entry, pieces
             self.bytes_in = self._done
             return
-        layer = self._source.layers[index]
+        layer = self.source.layers[index]
         with LayerStream(layer, self._limits) as stream:
             reader = TarReader(self._told(stream))
             for entry in reader:
@@ -180,7 +183,7 @@ def convert(
         with clock.stage("known"):
             known = KnownPacks.load(store, Path(scratch))
         with ContentBuilder(store, known, jobs=jobs, level=level) as builder:
-            conversion = _Conversion(opened, builder, limits or Limits(), tell)
+            conversion = _Conversion(opened, builder, clock, limits or Limits(), tell)
             with clock.stage("read"):
                 layers = conversion.read_all()
             with clock.stage("flatten"):
@@ -191,13 +194,12 @@ def convert(
                     conversion.read_missing(layers, missing)
                     root = flatten(layers)
             tell(Progress("publish", opened.total_bytes, opened.total_bytes))
-            return _publish(opened, ref, store, builder, root, clock, conversion.bytes_in)
+            return _publish(conversion, ref, store, root)
 
 
-def _publish(
-    source: Source | DirSource, ref: Ref, store: ObjectStore, builder: ContentBuilder, root: Inode, clock: _Clock, bytes_in: int
-) -> ConvertReport:
+def _publish(conversion: _Conversion, ref: Ref, store: ObjectStore, root: Inode) -> ConvertReport:
     """Write the last packs, the tree and the object map, then the manifest, then the ref."""
+    source, builder, clock = conversion.source, conversion.builder, conversion.clock
     with clock.stage("tree"):
         # Made while the workers compress the last packs, stored after them.
         wanted, files, logical = _census(root)
@@ -232,7 +234,7 @@ def _publish(
         described=source.described,
         files=files,
         layers=len(source.layers),
-        bytes_in=bytes_in,
+        bytes_in=conversion.bytes_in,
         bytes_logical=logical,
         new_bytes=tally.new_bytes + tree_new + map_new + manifest_new,
         shared_bytes=tally.shared_bytes,

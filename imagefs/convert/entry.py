@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from enum import Enum
 
 
-
 class Kind(Enum):
     """What an entry does to the tree."""
 

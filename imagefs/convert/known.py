@@ -58,7 +58,7 @@ class KnownPacks:
             self._rows.setdefault(object_map.pack(number).key, (object_map, number))
 
     def find(self, key: bytes) -> tuple[bytes, int, list[FrameEntry]] | None:
-        """Return (digest, stored size, frames) of the pack whose frames' digests hash to ``key``, if it is known *and* still in the store."""
+        """Return (digest, stored size, frames) of the pack with this ``key``, if it is known *and* still in the store."""
         row = self._rows.get(key)
         if row is None:
             return None

@@ -104,5 +104,3 @@ def get_manifest(store: ObjectStore, name: str) -> Manifest:
     if digest_of(data).hex() != name:
         raise IntegrityError(f"manifest {name} is damaged: its bytes do not have that digest", hint="convert the image again")
     return decode(data)
-
-

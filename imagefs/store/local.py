@@ -1,7 +1,7 @@
 """The store in a directory.
 
-Guarantees: those of :class:`~imagefs.store.base.ObjectStore`, for several writers on one host. A blob is written under ``tmp/``, made durable, and
-only then given its name with ``link(2)``, which fails if the name exists; so a key is whole or absent, whatever dies when.
+Guarantees: those of :class:`~imagefs.store.base.ObjectStore`, for several writers on one host. A blob is written under ``tmp/``, made
+durable, and only then given its name with ``link(2)``, which fails if the name exists; so a key is whole or absent, whatever dies when.
 Writers that arrive together share one ``syncfs(2)``, because an ``fsync`` for each of a thousand packs costs more than compressing them.
 Refs change under an ``flock``, with a rename.
 
@@ -17,7 +17,7 @@ import secrets
 import stat
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -112,7 +112,7 @@ class LocalStore:
     def head(self, key: str) -> KeyInfo:
         """See the protocol."""
         with _errors(key):
-            status = os.stat(self._path(key), follow_symlinks=False)
+            status = self._path(key).lstat()
         if not stat.S_ISREG(status.st_mode):
             raise NotFoundError(f"the store has no {key}")
         return KeyInfo(key, status.st_size, status.st_mtime)
@@ -225,10 +225,8 @@ class LocalStore:
             _write_all(descriptor, [data] if isinstance(data, bytes | bytearray | memoryview) else data)
             yield path
         finally:
-            try:
+            with suppress(FileNotFoundError):
                 os.unlink(path)  # noqa: PTH108
-            except FileNotFoundError:
-                pass
             os.close(descriptor)
 
     @contextmanager
@@ -288,7 +286,9 @@ def _errors(what: str) -> Iterator[None]:
         if code in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             raise NotFoundError(f"the store has no {what}") from error
         if code in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreFullError(f"the store has no room for {what}", hint="free some space; what was written is used by the next try") from error
+            raise StoreFullError(
+                f"the store has no room for {what}", hint="free some space; what was written is used by the next try"
+            ) from error
         if code in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise AccessError(f"the store does not let this user write or read {what}: {os.strerror(code)}") from error
         raise StoreError(f"{what}: {error.strerror or error}") from error

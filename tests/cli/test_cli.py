@@ -35,7 +35,18 @@ def test_help_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True)
     loaded = set(done.stderr.split())
     assert "click" in loaded
-    assert not loaded & {"trio", "pyfuse3", "rich", "zstandard", "blake3", "boto3", "msgspec", "structlog", "imagefs.convert", "imagefs.daemon"}
+    assert not loaded & {
+        "trio",
+        "pyfuse3",
+        "rich",
+        "zstandard",
+        "blake3",
+        "boto3",
+        "msgspec",
+        "structlog",
+        "imagefs.convert",
+        "imagefs.daemon",
+    }
 
 
 def test_mount_with_a_daemon_imports_nothing_heavy() -> None:
@@ -66,12 +77,21 @@ def test_the_reference_page_is_what_the_commands_say() -> None:
 def test_man_pages_are_written_for_each_command(tmp_path: Path) -> None:
     assert main(["man", "--out", str(tmp_path)]) == 0
     assert {path.name for path in tmp_path.iterdir()} >= {f"imagefs-{name}.1" for name in COMMANDS}
-    done = subprocess.run(["man", "-l", tmp_path / "imagefs-convert.1"], capture_output=True, text=True, timeout=30, check=False, env={"PATH": "/usr/bin:/bin", "MANPAGER": "cat", "MANWIDTH": "400"})
+    done = subprocess.run(
+        ["man", "-l", tmp_path / "imagefs-convert.1"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+        env={"PATH": "/usr/bin:/bin", "MANPAGER": "cat", "MANWIDTH": "400"},
+    )
     if done.returncode == 0:
         assert "docker-archive:FILE[:NAME]" in done.stdout
 
 
-@pytest.mark.parametrize("arguments", [["nonsense"], ["convert"], ["mount", "a"], ["images", "--nonsense"], ["convert", "x", "y", "--jobs", "0"]])
+@pytest.mark.parametrize(
+    "arguments", [["nonsense"], ["convert"], ["mount", "a"], ["images", "--nonsense"], ["convert", "x", "y", "--jobs", "0"]]
+)
 def test_a_wrong_command_line_ends_with_two(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
     said = capsys.readouterr()
@@ -142,7 +162,14 @@ def test_bash_completes_commands_and_refs(tmp_path: Path, imagefs: World) -> Non
 
 
 def test_doctor_says_what_is_missing(imagefs: World) -> None:
-    done = subprocess.run([Path(sys.executable).parent / "imagefs", "doctor", "--json"], env=imagefs.env, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [Path(sys.executable).parent / "imagefs", "doctor", "--json"],
+        env=imagefs.env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     document = json.loads(done.stdout)
     names = {finding["name"]: finding for finding in document["findings"]}
     assert {"/dev/fuse", "fusermount3", "EROFS", "store", "cache"} <= set(names)

@@ -60,7 +60,18 @@ def read_back(store: ObjectStore, built: Built, digest: bytes) -> bytes:
 def sample(seed: int, count: int) -> list[bytes]:
     """Contents of every size class: inlined, small, just at the limits, of several frames, with packs of their own."""
     rng = random.Random(seed)
-    sizes = [0, 1, INLINE_MAX, INLINE_MAX + 1, FRAME_SIZE - 1, FRAME_SIZE, FRAME_SIZE + 1, OWN_PACKS_FROM - 1, OWN_PACKS_FROM, 20 * OWN_PACKS_FROM + 7]
+    sizes = [
+        0,
+        1,
+        INLINE_MAX,
+        INLINE_MAX + 1,
+        FRAME_SIZE - 1,
+        FRAME_SIZE,
+        FRAME_SIZE + 1,
+        OWN_PACKS_FROM - 1,
+        OWN_PACKS_FROM,
+        20 * OWN_PACKS_FROM + 7,
+    ]
     sizes += [rng.randrange(100, 40_000) for _ in range(count)]
     return [rng.randbytes(size // 2) + bytes(size % 7) + b"text " * (size // 10 + 1) for size in sizes]
 
@@ -170,7 +181,12 @@ def test_a_full_store_stops_the_conversion(store: ObjectStore, monkeypatch: pyte
         raise StoreFullError("no room")
 
     monkeypatch.setattr(store, "put_if_absent", full)
-    rng = random.Random(7)
+    large = random.Random(7).randbytes(OWN_PACKS_FROM)
     with ContentBuilder(store, KnownPacks(store), jobs=2, level=3) as builder, pytest.raises(StoreFullError):
-        for _ in range(100):
-            builder.add(OWN_PACKS_FROM, [rng.randbytes(OWN_PACKS_FROM)])
+        # The first packs are on their way when they fail: a later call says so, and this one does not go on for ever.
+        _add_for_ever(builder, large)
+
+
+def _add_for_ever(builder: ContentBuilder, data: bytes) -> None:
+    for _ in range(10_000):
+        builder.add(len(data), [data])

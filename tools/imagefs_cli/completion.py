@@ -8,16 +8,16 @@ from imagefs_cli.options import Invocation, command
 @command("completion", short_help="Print the completion script for a shell.")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion_command(_invocation: Invocation, shell: str) -> None:
-    """Print the completion script for SHELL.
+    r"""Print the completion script for SHELL.
 
     \b
     bash:  imagefs completion bash > /etc/bash_completion.d/imagefs
     zsh:   imagefs completion zsh > "${fpath[1]}/_imagefs"
     fish:  imagefs completion fish > ~/.config/fish/completions/imagefs.fish
     """
-    from click.shell_completion import get_completion_class  # noqa: PLC0415 - only here
+    from click.shell_completion import get_completion_class
 
-    from imagefs_cli.main import cli  # noqa: PLC0415 - main imports this module
+    from imagefs_cli.main import cli
 
     made = get_completion_class(shell)
     if made is None:

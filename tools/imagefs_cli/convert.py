@@ -19,18 +19,21 @@ if TYPE_CHECKING:
 @click.argument("source")
 @click.argument("ref")
 @click.option("--jobs", type=click.IntRange(1, 256), default=None, help="Threads that compress (default: the number of processors).")
-@click.option("--level", type=click.IntRange(1, 19), default=3, show_default=True, help="The zstd level of new packs; part of an image's identity.")
+@click.option(
+    "--level", type=click.IntRange(1, 19), default=3, show_default=True, help="The zstd level of new packs; part of an image's identity."
+)
 @click.option("--platform", metavar="OS/ARCH[/VARIANT]", help="Which image of a multi-platform index (default: this machine's).")
 def convert_command(invocation: Invocation, source: str, ref: str, jobs: int | None, level: int, platform: str | None) -> None:
     """Convert SOURCE into the store and name it REF.
 
-    SOURCE is oci-archive:FILE[:TAG], oci:DIR[:TAG], docker-archive:FILE[:NAME], dir:DIR, or a path, which is looked into. REF is NAME[:TAG].
+    SOURCE is oci-archive:FILE[:TAG], oci:DIR[:TAG], docker-archive:FILE[:NAME], dir:DIR, or a path, which is looked into.
+    REF is NAME[:TAG].
 
     A store that does not exist yet is made. Converting the same source again gives the same digest and stores nothing twice.
     """
-    from imagefs.convert.convert import convert  # noqa: PLC0415 - a command's help needs none of it
-    from imagefs.convert.memory import keep_buffers  # noqa: PLC0415
-    from imagefs.store.refs import Ref  # noqa: PLC0415
+    from imagefs.convert.convert import convert
+    from imagefs.convert.memory import keep_buffers
+    from imagefs.store.refs import Ref
 
     name = Ref.parse(ref)
     keep_buffers()
@@ -68,8 +71,9 @@ def _progress(invocation: Invocation) -> "Iterator[Callable[[Progress], None] | 
     if invocation.wants_json or not output.on_terminal():
         yield None
         return
-    from rich.console import Console  # noqa: PLC0415 - only for a person
-    from rich.progress import BarColumn, DownloadColumn, Progress as Bar, TextColumn, TimeRemainingColumn, TransferSpeedColumn  # noqa: PLC0415
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bar
 
     columns = (TextColumn("{task.description:8}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:

@@ -15,10 +15,12 @@ def daemon_command() -> None:
 
 
 def _run(invocation: Invocation) -> None:
-    """Run the daemon of this store and cache in the foreground, until SIGTERM or `imagefs daemon stop`. It stays when the last mount goes."""
-    from imagefs.daemon.worker import Role, run_daemon  # noqa: PLC0415 - imports the whole daemon
-    from imagefs.errors import AccessError  # noqa: PLC0415
+    """Run the daemon of this store and cache in the foreground, until SIGTERM or `imagefs daemon stop`.
 
+    It stays when the last mount goes.
+    """
+    from imagefs.daemon.worker import Role, run_daemon
+    from imagefs.errors import AccessError
 
     if os.geteuid() != 0:
         raise AccessError("a daemon for all mounts needs root", hint="without root, `imagefs mount` starts one for each mount")
@@ -27,14 +29,15 @@ def _run(invocation: Invocation) -> None:
 
 def _status(invocation: Invocation) -> None:
     """Show the daemon of this store and cache, and what it has mounted."""
-    from imagefs.daemon import client  # noqa: PLC0415 - a command's help needs none of it
-
+    from imagefs.daemon import client
 
     config = invocation.config()
     if os.geteuid() == 0:
         found = [client.status(config)]
     else:
-        found = [d for d in client.daemons(config) if d["store"] == config.store and d["cache"] == str(config.cache)] or [client.status(config)]
+        found = [d for d in client.daemons(config) if d["store"] == config.store and d["cache"] == str(config.cache)] or [
+            client.status(config)
+        ]
     for daemon in found:
         daemon.setdefault("worker_pid", daemon["pid"])
     if invocation.wants_json:
@@ -59,8 +62,7 @@ def _print(daemon: dict[str, Any]) -> None:
 
 def _stop(invocation: Invocation) -> None:
     """Unmount everything and end the daemon of this store and cache."""
-    from imagefs.daemon import client  # noqa: PLC0415 - a command's help needs none of it
-
+    from imagefs.daemon import client
 
     config = invocation.config()
     if os.geteuid() == 0:

@@ -90,7 +90,7 @@ def _fusermount() -> Finding:
     if path is None:
         state = "warn" if os.geteuid() == 0 else "fail"
         return Finding("fusermount3", state, "not found: users without root cannot mount", "apt-get install fuse3")
-    if os.geteuid() != 0 and not os.stat(path).st_mode & 0o4000:
+    if os.geteuid() != 0 and not Path(path).stat().st_mode & 0o4000:
         return Finding("fusermount3", "fail", f"{path} is not setuid root", f"chmod u+s {path}, or reinstall fuse3")
     return Finding("fusermount3", "ok", path)
 
@@ -108,17 +108,22 @@ def _kernel(name: str, needed: tuple[int, int], gives: str) -> Finding:
     have = tuple(int("".join(filter(str.isdigit, part)) or 0) for part in release.split(".")[:2])
     if have >= needed:
         return Finding(name, "ok", f"Linux {release}: {gives}")
-    return Finding(name, "warn", f"Linux {release} does not have it: {gives}", f"Linux {needed[0]}.{needed[1]} or newer; nothing in this version needs it")
+    return Finding(
+        name,
+        "warn",
+        f"Linux {release} does not have it: {gives}",
+        f"Linux {needed[0]}.{needed[1]} or newer; nothing in this version needs it",
+    )
 
 
 def _erofs() -> Finding:
     """Mount the smallest tree there is, where that is allowed."""
     if os.geteuid() != 0:
         return Finding("EROFS", "warn", "not tried without root")
-    import stat  # noqa: PLC0415 - only here
+    import stat
 
-    from imagefs.format.erofs_writer import write_tree  # noqa: PLC0415 - only here
-    from imagefs.format.tree import Inode  # noqa: PLC0415
+    from imagefs.format.erofs_writer import write_tree
+    from imagefs.format.tree import Inode
 
     with tempfile.TemporaryDirectory(prefix="imagefs-doctor-") as folder:
         image, point = Path(folder, "tree"), Path(folder, "mnt")
@@ -134,7 +139,9 @@ def _overlay() -> Finding:
         for name in ("one", "two", "mnt"):
             Path(folder, name).mkdir()
         options = f"lowerdir={folder}/one:{folder}/two"
-        return _try_mount("overlayfs", "overlay", Path(folder, "mnt"), "overlay", options, "modprobe overlay; nothing in this version needs it")
+        return _try_mount(
+            "overlayfs", "overlay", Path(folder, "mnt"), "overlay", options, "modprobe overlay; nothing in this version needs it"
+        )
 
 
 def _try_mount(name: str, source: str, point: Path, kind: str, options: str, fix: str) -> Finding:
@@ -159,7 +166,7 @@ def _directory(name: str, path: Path) -> Finding:
 
 
 def _store(invocation: Invocation) -> Finding:
-    from imagefs.errors import ImageFSError  # noqa: PLC0415 - only here
+    from imagefs.errors import ImageFSError
 
     url = invocation.config().store
     try:

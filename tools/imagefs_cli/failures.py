@@ -1,7 +1,8 @@
 """How a run ends that did not go well: exit codes, and what is printed.
 
-Expected failures end with their class's exit code and one line; ``--json`` puts the same on standard output as ``{"error": …}``. An unexpected one
-ends with 70 and says that it is a bug; its traceback is shown with ``-v``. Ctrl-C ends with 130, a reader that went away with 141.
+Expected failures end with their class's exit code and one line; ``--json`` puts the same on standard output as ``{"error": …}``. An
+unexpected one ends with 70 and says that it is a bug; its traceback is shown with ``-v``. Ctrl-C ends with 130, a reader that went away
+with 141.
 """
 
 import os
@@ -25,7 +26,7 @@ def asks_for_json(arguments: Sequence[str]) -> bool:
     return "--json" in arguments
 
 
-def show_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:  # noqa: FBT001 - click's signature
+def show_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
     """Print the version and end."""
     if value and not ctx.resilient_parsing:
         click.echo(f"imagefs {__version__}")
@@ -34,7 +35,7 @@ def show_version(ctx: click.Context, _param: click.Parameter, value: bool) -> No
 
 def guard(run: Callable[[], object], invocation: Invocation) -> int:
     """Run a command line; return the exit code for whatever comes of it."""
-    from imagefs.errors import ImageFSError  # noqa: PLC0415 - keeps --help short
+    from imagefs.errors import ImageFSError
 
     try:
         result = run()
@@ -58,7 +59,7 @@ def guard(run: Callable[[], object], invocation: Invocation) -> int:
         return fail(invocation, type(error).__name__, error.exit_code, error.message, error.hint)
     except Exception as error:  # noqa: BLE001 - the last resort, so that nobody sees a traceback unasked
         if invocation.verbose:
-            import traceback  # noqa: PLC0415 - only here
+            import traceback
 
             traceback.print_exc()
         hint = "this is a bug in imagefs; run it again with -v and report what it says"
@@ -72,7 +73,7 @@ def fail(invocation: Invocation, kind: str, code: int, message: str, hint: str |
     if hint:
         click.echo(f"  {hint}", err=True)
     if invocation.wants_json:
-        from imagefs_cli.output import print_json  # noqa: PLC0415 - only for JSON
+        from imagefs_cli.output import print_json
 
         print_json({"error": {"type": kind, "exit_code": code, "message": message, "hint": hint}})
     return code

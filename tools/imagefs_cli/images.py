@@ -11,9 +11,9 @@ from imagefs_cli.options import Invocation, command, complete_ref
 @command("images", short_help="List the images in the store.")
 def images_command(invocation: Invocation) -> None:
     """List the images in the store, by ref."""
-    from imagefs.errors import ImageFSError  # noqa: PLC0415 - a command's help needs none of it
-    from imagefs.store.images import get_manifest  # noqa: PLC0415
-    from imagefs.store.refs import list_refs  # noqa: PLC0415
+    from imagefs.errors import ImageFSError
+    from imagefs.store.images import get_manifest
+    from imagefs.store.refs import list_refs
 
     store = invocation.store()
     found = []
@@ -63,10 +63,10 @@ def _age(text: str) -> str:
 @click.argument("ref", shell_complete=complete_ref)
 def inspect_command(invocation: Invocation, ref: str) -> None:
     """Show image REF: its manifest, its configuration, its sizes. With --json the whole manifest."""
-    import msgspec  # noqa: PLC0415 - a command's help needs none of it
+    import msgspec
 
-    from imagefs.store.images import get_manifest  # noqa: PLC0415
-    from imagefs.store.refs import resolve  # noqa: PLC0415
+    from imagefs.store.images import get_manifest
+    from imagefs.store.refs import resolve
 
     store = invocation.store()
     digest = resolve(store, ref)
@@ -84,7 +84,11 @@ def inspect_command(invocation: Invocation, ref: str) -> None:
         ("object map", f"{manifest.objects.digest} ({output.size(manifest.objects.size)})"),
         ("frame size", output.size(manifest.frame_size)),
     ]
-    rows += [(key.lower(), runtime[key]) for key in ("Entrypoint", "Cmd", "User", "WorkingDir", "Env") if isinstance(runtime, dict) and runtime.get(key)]
+    rows += [
+        (key.lower(), runtime[key])
+        for key in ("Entrypoint", "Cmd", "User", "WorkingDir", "Env")
+        if isinstance(runtime, dict) and runtime.get(key)
+    ]
     rows += [("layer", f"{layer.digest}  {layer.media_type}") for layer in manifest.layers]
     rows += [("annotation", f"{key}={value}") for key, value in sorted(manifest.annotations.items())]
     output.pairs(rows)
@@ -95,8 +99,8 @@ def inspect_command(invocation: Invocation, ref: str) -> None:
 @click.argument("new")
 def tag_command(invocation: Invocation, ref: str, new: str) -> None:
     """Let NEW (NAME[:TAG]) point at what REF points at."""
-    from imagefs.store.images import get_manifest  # noqa: PLC0415 - a command's help needs none of it
-    from imagefs.store.refs import Ref, publish, resolve  # noqa: PLC0415
+    from imagefs.store.images import get_manifest
+    from imagefs.store.refs import Ref, publish, resolve
 
     name = Ref.parse(new)
     store = invocation.store()
@@ -111,7 +115,7 @@ def tag_command(invocation: Invocation, ref: str, new: str) -> None:
 @click.argument("ref", shell_complete=complete_ref)
 def rm_command(invocation: Invocation, ref: str) -> None:
     """Remove REF. The image's content stays in the store: other refs and mounts may use it."""
-    from imagefs.store.refs import Ref, remove  # noqa: PLC0415 - a command's help needs none of it
+    from imagefs.store.refs import Ref, remove
 
     name = Ref.parse(ref)
     digest = remove(invocation.store(), name)

@@ -16,7 +16,6 @@ from typing import Final, NamedTuple
 import click
 from click.exceptions import NoSuchCommand
 
-from imagefs import __version__
 from imagefs_cli import failures
 from imagefs_cli.options import GLOBAL_OPTIONS, Invocation
 
@@ -58,7 +57,7 @@ class LazyGroup(click.Group):
         if entry is None:
             return None
         command = getattr(import_module(f"imagefs_cli.{entry.module}"), f"{cmd_name}_command")
-        assert isinstance(command, click.Command)  # noqa: S101 # narrows getattr's Any; a test loads every entry
+        assert isinstance(command, click.Command)  # narrows getattr's Any; a test loads every entry
         return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
@@ -75,8 +74,17 @@ class LazyGroup(click.Group):
 
 cli = LazyGroup(
     "imagefs",
-    params=[*GLOBAL_OPTIONS(), click.Option(["--version"], is_flag=True, is_eager=True, expose_value=False, callback=failures.show_version,
-                                            help="Show the version and exit.")],
+    params=[
+        *GLOBAL_OPTIONS(),
+        click.Option(
+            ["--version"],
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            callback=failures.show_version,
+            help="Show the version and exit.",
+        ),
+    ],
     context_settings={"help_option_names": ["-h", "--help"], "obj": None},
     no_args_is_help=True,
     help=(

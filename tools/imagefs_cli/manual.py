@@ -13,7 +13,7 @@ from imagefs_cli.options import Invocation, command
 @command("man", short_help="Write the man pages.")
 @click.option("--out", "folder", type=click.Path(file_okay=False), default=".", show_default=True, help="The directory to write to.")
 @click.option("--markdown", is_flag=True, help="Print the reference as Markdown instead.")
-def man_command(invocation: Invocation, folder: str, markdown: bool) -> None:  # noqa: FBT001 - click's signature
+def man_command(invocation: Invocation, folder: str, markdown: bool) -> None:
     """Write a man page for each command."""
     if markdown:
         click.echo(reference(), nl=False)
@@ -31,7 +31,7 @@ def man_command(invocation: Invocation, folder: str, markdown: bool) -> None:  #
 
 def commands() -> Iterator[click.Context]:
     """Yield a context for each command, groups before what is in them."""
-    from imagefs_cli.main import cli  # noqa: PLC0415 - main imports this module
+    from imagefs_cli.main import cli
 
     pending = [click.Context(cli, info_name="imagefs", help_option_names=["-h", "--help"])]
     while pending:

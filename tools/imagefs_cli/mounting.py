@@ -14,19 +14,22 @@ from imagefs_cli.options import Invocation, command, complete_ref
 @click.option("--foreground", is_flag=True, help="Stay until it is unmounted or interrupted, and unmount then.")
 @click.option("--no-prefetch", is_flag=True, help="Fetch nothing before it is read.")
 @click.option("--no-record", is_flag=True, help="Do not record what is read.")
-def mount_command(  # noqa: PLR0913 - one parameter an option
-    invocation: Invocation, ref: str, mountpoint: str, mode: str, upper: str | None, foreground: bool, no_prefetch: bool, no_record: bool  # noqa: FBT001
+def mount_command(
+    invocation: Invocation, ref: str, mountpoint: str, mode: str, upper: str | None, foreground: bool, no_prefetch: bool, no_record: bool
 ) -> None:
     """Mount image REF at MOUNTPOINT, an empty directory; returns when it serves.
 
-    REF is NAME[:TAG], NAME@DIGEST or a digest. Only the index is brought to the host; content comes when it is read. A daemon is started if there is none.
+    REF is NAME[:TAG], NAME@DIGEST or a digest. Only the index is brought to the host; content comes when it is read. A daemon is started
+    if there is none.
     """
-    from imagefs.daemon import client  # noqa: PLC0415 - a command's help needs none of it
-    from imagefs.errors import UnsupportedError  # noqa: PLC0415
+    from imagefs.daemon import client
+    from imagefs.errors import UnsupportedError
 
     del no_prefetch, no_record  # this version does neither
     if upper is not None:
-        raise UnsupportedError("--upper needs kernel mode, which is not in this version", hint="mount an overlay over the mountpoint yourself")
+        raise UnsupportedError(
+            "--upper needs kernel mode, which is not in this version", hint="mount an overlay over the mountpoint yourself"
+        )
     config = invocation.config()
     result = client.mount(config, ref=ref, mountpoint=mountpoint, mode=mode)
     if mode == "auto" and not invocation.wants_json:
@@ -39,10 +42,10 @@ def mount_command(  # noqa: PLR0913 - one parameter an option
 
 def _stay(invocation: Invocation, mountpoint: str) -> None:
     """Wait until the mount is gone; on SIGINT or SIGTERM unmount it."""
-    import signal  # noqa: PLC0415 - only for --foreground
+    import signal
 
-    from imagefs.daemon import client  # noqa: PLC0415
-    from imagefs.errors import ImageFSError  # noqa: PLC0415
+    from imagefs.daemon import client
+    from imagefs.errors import ImageFSError
 
     config = invocation.config()
     place = client.absolute(mountpoint)
@@ -63,9 +66,9 @@ def _stay(invocation: Invocation, mountpoint: str) -> None:
 @command("umount", short_help="Unmount an image.")
 @click.argument("mountpoint", type=click.Path())
 @click.option("--lazy", is_flag=True, help="Detach it now, and let go when the last user is gone.")
-def umount_command(invocation: Invocation, mountpoint: str, lazy: bool) -> None:  # noqa: FBT001 - click's signature
+def umount_command(invocation: Invocation, mountpoint: str, lazy: bool) -> None:
     """Unmount the image at MOUNTPOINT. A daemon that was started for a mount ends with its last one."""
-    from imagefs.daemon import client  # noqa: PLC0415 - a command's help needs none of it
+    from imagefs.daemon import client
 
     result = client.umount(invocation.config(), mountpoint, lazy=lazy)
     if invocation.wants_json:

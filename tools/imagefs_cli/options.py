@@ -26,18 +26,18 @@ class Invocation:
 
     def config(self) -> "Config":
         """Build the configuration from flags, environment, file and defaults."""
-        from imagefs.config import load_config  # noqa: PLC0415 - a command's help needs none
+        from imagefs.config import load_config
 
         return load_config(self.flags)
 
     def store(self, *, create: bool = False) -> "ObjectStore":
         """Open the store."""
-        from imagefs.store.opening import open_store  # noqa: PLC0415 - imports the digest and compression libraries
+        from imagefs.store.opening import open_store
 
         return open_store(self.config().store, create=create)
 
 
-def _keep(ctx: click.Context, param: click.Parameter, value: Any) -> None:  # noqa: ANN401 - click's signature
+def _keep(ctx: click.Context, param: click.Parameter, value: Any) -> None:
     if value is not None and value is not False and param.name is not None:
         invocation = ctx.ensure_object(Invocation)
         if param.name == "verbose":
@@ -49,7 +49,7 @@ def _keep(ctx: click.Context, param: click.Parameter, value: Any) -> None:  # no
 def GLOBAL_OPTIONS() -> list[click.Option]:  # noqa: N802 - reads as the constant that it would be, were options shareable
     """Return the options that every command takes, anew each time: click binds an option to one command."""
 
-    def option(*names: str, **rest: Any) -> click.Option:  # noqa: ANN401 - passed to click
+    def option(*names: str, **rest: Any) -> click.Option:
         return click.Option(names, expose_value=False, callback=_keep, **rest)
 
     return [
@@ -65,11 +65,22 @@ def GLOBAL_OPTIONS() -> list[click.Option]:  # noqa: N802 - reads as the constan
 JSON_OPTION_HELP = "Print one JSON document and nothing else."
 
 
-def command(name: str, **attributes: Any) -> Callable[[Callable[..., object]], click.Command]:  # noqa: ANN401 - passed to click
-    """Make a function a command that takes the global options and ``--json`` beside its own; the function gets the :class:`Invocation` first."""
+def command(name: str, **attributes: Any) -> Callable[[Callable[..., object]], click.Command]:
+    """Make a function a command that takes the global options and ``--json`` beside its own.
+
+    The function gets the :class:`Invocation` first.
+    """
 
     def decorate(function: Callable[..., object]) -> click.Command:
-        made = click.command(name, context_settings={"help_option_names": ["-h", "--help"]}, **attributes)(click.pass_obj(function))
+        made = click.Command(
+            name,
+            callback=click.pass_obj(function),
+            context_settings={"help_option_names": ["-h", "--help"]},
+            help=function.__doc__,
+            **attributes,
+        )
+        # What the click.option decorators left on the function, the last one first.
+        made.params = list(reversed(getattr(function, "__click_params__", [])))
         made.params.append(
             click.Option(["--json"], is_flag=True, expose_value=False, callback=_keep_json, help=JSON_OPTION_HELP),
         )
@@ -79,7 +90,7 @@ def command(name: str, **attributes: Any) -> Callable[[Callable[..., object]], c
     return decorate
 
 
-def _keep_json(ctx: click.Context, _param: click.Parameter, value: bool) -> None:  # noqa: FBT001 - click's signature
+def _keep_json(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
     if value:
         ctx.ensure_object(Invocation).wants_json = True
 
@@ -87,14 +98,14 @@ def _keep_json(ctx: click.Context, _param: click.Parameter, value: bool) -> None
 def complete_ref(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Complete a ref from the store; nothing at all if that goes wrong, since a shell's prompt is no place for errors."""
     try:
-        from imagefs.store.refs import list_refs  # noqa: PLC0415 - only for completion
+        from imagefs.store.refs import list_refs
 
         invocation = ctx.find_object(Invocation) or Invocation()
         names = []
         for count, (ref, _) in enumerate(list_refs(invocation.store())):
             if str(ref).startswith(incomplete):
                 names.append(CompletionItem(str(ref)))
-            if count >= 1000:  # noqa: PLR2004 - a prompt's worth, and a bound on the wait
+            if count >= 1000:
                 break
     except Exception:  # noqa: BLE001 - see above
         return []

@@ -7,9 +7,9 @@ from typing import Any
 import click
 
 
-def print_json(document: Any) -> None:  # noqa: ANN401 - any JSON value
+def print_json(document: Any) -> None:
     """Print one JSON document."""
-    import json  # noqa: PLC0415 - only with --json
+    import json
 
     click.echo(json.dumps(document, indent=2, ensure_ascii=False, default=str))
 
@@ -31,7 +31,7 @@ def pairs(rows: Sequence[tuple[str, object]]) -> None:
 def size(count: float) -> str:
     """Say a number of bytes to a person: ``1.3 GB``."""
     for unit in ("B", "kB", "MB", "GB"):
-        if abs(count) < 1000:  # noqa: PLR2004 - decimal units
+        if abs(count) < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"

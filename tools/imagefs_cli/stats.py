@@ -29,9 +29,9 @@ def stats_command(invocation: Invocation) -> None:
 
 def collect(invocation: Invocation) -> dict[str, Any]:
     """Return the figures of the daemons of this store and cache. ``DaemonError`` if none runs."""
-    import os  # noqa: PLC0415 - a command's help needs none of it
+    import os
 
-    from imagefs.daemon import client  # noqa: PLC0415
+    from imagefs.daemon import client
 
     config = invocation.config()
     if os.geteuid() == 0:
