@@ -19,13 +19,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from imagefs.convert.builder import FRAME_SIZE, ContentBuilder
+from imagefs.convert.builder import ContentBuilder
 from imagefs.convert.directory import DirSource
 from imagefs.convert.entry import Entry, Kind
 from imagefs.convert.flatten import flatten, missing_content
 from imagefs.convert.known import KnownPacks
 from imagefs.convert.mask import MaskFilter
 from imagefs.convert.oci import Source, open_source
+from imagefs.convert.pieces import FRAME_SIZE
 from imagefs.convert.stream import LayerStream, Limits
 from imagefs.convert.tar import TarReader
 from imagefs.digest import Buffer
