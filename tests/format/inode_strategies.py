@@ -124,10 +124,10 @@ def xattrs(kind: int) -> st.SearchStrategy[dict[bytes, bytes] | None]:
     value = st.one_of(st.binary(max_size=20), st.sampled_from([b"", b"v" * 4000, b"w" * 4096, b"x" * 9000]))
     found = st.dictionaries(name, value, max_size=4)
     if kind != stat.S_IFLNK:
-        access = st.one_of(st.just({}), acls().map(lambda acl: {b"system.posix_acl_access": acl}))
+        access: st.SearchStrategy[dict[bytes, bytes]] = st.one_of(st.just({}), acls().map(lambda acl: {b"system.posix_acl_access": acl}))
         found = st.builds(dict.__or__, found, access)
     if kind == stat.S_IFDIR:
-        default = st.one_of(st.just({}), acls().map(lambda acl: {b"system.posix_acl_default": acl}))
+        default: st.SearchStrategy[dict[bytes, bytes]] = st.one_of(st.just({}), acls().map(lambda acl: {b"system.posix_acl_default": acl}))
         found = st.builds(dict.__or__, found, default)
     return st.one_of(st.none(), st.none(), found)
 

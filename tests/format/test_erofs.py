@@ -5,6 +5,8 @@ import os
 import shutil
 import stat
 import subprocess
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import google_crc32c
@@ -459,8 +461,9 @@ def _ask(tree: Tree, nid: int, children: list[int]) -> None:
         for name in tree.xattr_names(nid):
             tree.xattr(nid, name)
 
-    calls = [listing, attributes, lambda: tree.stat(nid), lambda: tree.readlink(nid), lambda: tree.inline(nid), lambda: tree.object_of(nid)]
-    calls += [lambda name=name: tree.lookup(nid, name) for name in (b".", b"a", b"zz", b"\xff")]
+    calls: list[Callable[[], object]] = [listing, attributes]
+    calls += [partial(method, nid) for method in (tree.stat, tree.readlink, tree.inline, tree.object_of)]
+    calls += [partial(tree.lookup, nid, name) for name in (b".", b"a", b"zz", b"\xff")]
     for call in calls:
         with contextlib.suppress(IntegrityError, UnsupportedError):
             call()
