@@ -1,7 +1,7 @@
 """What the host tiers count: plain integers, added to by the trio thread alone.
 
-A lock or an ``observe()`` a request would cost more than the request. Threads hand their figures back with their results. What does not live
-here: the shape in which figures are shown (``imagefs.daemon.metrics``).
+A lock or an ``observe()`` a request would cost more than the request. Threads hand their figures back with their results. What does not
+live here: the shape in which figures are shown (``imagefs.daemon.metrics``).
 """
 
 from dataclasses import dataclass

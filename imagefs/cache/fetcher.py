@@ -9,14 +9,15 @@ Invariants:
   does not fail its neighbours;
 - a fetch belongs to the fetcher's nursery, not to the reader that started it: a reader that gives up does not fail the others.
 
-Deciding is synchronous and on the trio thread, so no two readers can decide to fetch the same frame. Threads get, decode and verify. What does not live here: which GETs (``planner``), decoding (``decode``), eviction (``ram``).
+Deciding is synchronous and on the trio thread, so no two readers can decide to fetch the same frame. Threads get, decode and verify. What
+does not live here: which GETs (``planner``), decoding (``decode``), eviction (``ram``).
 """
 
 import os
 import threading
 import time
 from collections.abc import Awaitable, Callable
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import trio
 import zstandard
@@ -29,7 +30,7 @@ from imagefs.cache.ram import IN_FLIGHT, MISSING, READY, RamCache, Slab
 from imagefs.digest import Buffer
 from imagefs.errors import DeadlineError, ImageFSError, IntegrityError, StoreError
 from imagefs.format.objectmap import FrameRow
-from imagefs.store.base import ByteRange, ObjectStore, pack_key
+from imagefs.store.base import ByteRange, pack_key
 
 BAD_SECONDS: Final = 2.0
 """How long a frame that could not be had is refused without asking again."""
@@ -44,10 +45,17 @@ Failures = list[tuple[int, FrameRow, ImageFSError]]
 """Pieces that could not be had, and why."""
 
 
+class PackSource(Protocol):
+    """Where packs are: a store, as far as it is needed. See ``ObjectStore.get``."""
+
+    def get(self, key: str, byte_range: ByteRange | None = None) -> bytes:
+        """Return exactly the bytes of the range, or raise. Blocks."""
+
+
 class FetchLog(Protocol):
     """Where a failed fetch is told: ``structlog``'s bound logger, as far as it is needed."""
 
-    def error(self, event: str, /, **fields: object) -> object:
+    def error(self, event: str, /, *args: Any, **fields: Any) -> Any:  # structlog's signature
         """Log an event with fields."""
 
 
@@ -55,15 +63,25 @@ class Fetcher:
     """Serves objects from the RAM tier and fills it from the store. Belongs to the trio thread."""
 
     def __init__(
-        self, nursery: trio.Nursery, store: ObjectStore, ram: RamCache, counters: ReadCounters, log: FetchLog, *, deadline: float, threads: int = 16
+        self,
+        nursery: trio.Nursery,
+        store: PackSource,
+        ram: RamCache,
+        counters: ReadCounters,
+        log: FetchLog,
+        *,
+        deadline: float,
+        threads: int = 16,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``deadline`` is in seconds; ``threads`` bounds the GETs at once."""
+        """``deadline`` is in seconds; ``threads`` bounds the GETs at once; ``clock`` tells when a bad frame may be tried again."""
         self._nursery = nursery
         self._store = store
         self._ram = ram
         self._counters = counters
         self._log = log
         self._deadline = deadline
+        self._clock = clock
         self._gets = trio.CapacityLimiter(threads)
         self._decodes = trio.CapacityLimiter(max(2, os.cpu_count() or 1))
         self._local = threading.local()
@@ -72,7 +90,7 @@ class Fetcher:
     # -- for readers ----------------------------------------------------------------------------------------------------------------
 
     def cached(self, record: ObjectRecord, offset: int, end: int) -> memoryview | None:
-        """Return bytes ``offset`` to ``end`` (exclusive) of an object if they lie in one slab and are there. This is the warm path: no waiting."""
+        """Return bytes ``offset`` to ``end`` (exclusive) of an object if they are there, in one slab: the warm path, no waiting."""
         key, base = record.slab_at(offset)
         slab = self._ram.get(key)
         if slab is None:
@@ -141,7 +159,7 @@ class Fetcher:
             return False
         wanted = [(piece, part.frame(piece)) for piece in range(first, last) if state[piece] == MISSING]
         if wanted:
-            now = time.monotonic()
+            now = self._clock()
             for _, frame in wanted:
                 self._refuse_bad(frame, now)
             if sequential:
@@ -229,7 +247,7 @@ class Fetcher:
     def _fail(self, job: "_Job", digest: bytes, failed: Failures) -> None:
         """Put failed pieces back to missing, remember why for a while, tell the log, and wake who waits."""
         slab = job.slab
-        until = time.monotonic() + BAD_SECONDS
+        until = self._clock() + BAD_SECONDS
         for piece, frame, error in failed:
             slab.state[piece] = MISSING
             slab.in_flight -= 1
@@ -252,7 +270,7 @@ class Fetcher:
     # -- for the threads ------------------------------------------------------------------------------------------------------------
 
     @property
-    def store(self) -> ObjectStore:
+    def store(self) -> PackSource:
         """Where packs are."""
         return self._store
 

@@ -31,7 +31,7 @@ class Image:
         self._maps = (tree, objects)
 
     def release_pages(self) -> None:
-        """Give the mapped pages back to the page cache: they count as the daemon's memory otherwise, and come back for a soft fault each."""
+        """Give the mapped pages back to the page cache. They count as the daemon's memory otherwise, and come back at a soft fault."""
         for mapped in self._maps:
             mapped.madvise(mmap.MADV_DONTNEED)
 
@@ -43,6 +43,6 @@ class Image:
 
 
 def open_image(store: ObjectStore, cache: Path, manifest_hex: str) -> Image:
-    """Bring the image's index to this host and open it. Blocks; raises what ``bring_index`` does, and ``IntegrityError`` for a bad index."""
+    """Bring the image's index to this host and open it. Blocks; raises what ``bring_index`` does, ``IntegrityError`` for a bad index."""
     index = bring_index(store, cache, manifest_hex)
     return Image(manifest_hex, index.manifest, index.tree, index.objects, index.moved)

@@ -3,7 +3,8 @@
 A read is answered from *parts*: runs of one slab each. Three shapes:
 
 - an object that lies in one frame, whole or with others: the slab is that frame, named by the frame's digest;
-- a window of ``WINDOW`` bytes of a larger object, cut into whole frames: the slab is the window, named by the object's digest and its number;
+- a window of ``WINDOW`` bytes of a larger object, cut into whole frames: the slab is the window, named by the object's digest and its
+  number;
 - anything else (pieces of shared frames, frames that straddle a window): one part an extent, each in its frame's slab.
 
 Which shape applies is a pure function of the object map, so images that share an object share its slabs. What does not live here: fetching.
@@ -56,7 +57,7 @@ class ObjectRecord:
                 self._single = (lookup.objects.frame(extent.frame).digest, -extent.frame_offset)
 
     def frame_count(self) -> int:
-        """Count the frames that hold the object's bytes; holes have none. Past ``COUNT_MAX`` extents, holes count too: counting has to end."""
+        """Count the frames that hold the object's bytes; past ``COUNT_MAX`` extents holes count too, because counting has to end."""
         if self.row.extent_count > COUNT_MAX:
             return self.row.extent_count
         return len({extent.frame for extent in self.lookup.objects.extents(self.row, 0, self.size)} - {HOLE})
@@ -101,7 +102,7 @@ def parts_of(record: ObjectRecord, offset: int, end: int, ram: RamCache, *, crea
         stop = min(end, base + WINDOW)
         extents = record.lookup.objects.extents(record.row, base, min(base + WINDOW, record.size))
         if _is_window(record, extents, base):
-            parts.append(_window_part(record, extents, base, position, stop, ram, create=create))
+            parts.append(_window_part(record, extents, position, stop, ram, create=create))
         else:
             parts.extend(_extent_parts(record, extents, position, stop, ram, create=create))
         position = stop
@@ -124,7 +125,8 @@ def _is_window(record: ObjectRecord, extents: list[Extent], base: int) -> bool:
     return data
 
 
-def _window_part(record: ObjectRecord, extents: list[Extent], base: int, start: int, stop: int, ram: RamCache, *, create: bool) -> Part:
+def _window_part(record: ObjectRecord, extents: list[Extent], start: int, stop: int, ram: RamCache, *, create: bool) -> Part:
+    base = extents[0].offset
     key = (record.digest, base // WINDOW)
     slab = ram.get(key)
     if slab is None and create:
@@ -155,4 +157,3 @@ def _extent_parts(record: ObjectRecord, extents: list[Extent], start: int, stop:
         shift = frame_offset - offset
         parts.append(Part(slab, first + shift, last + shift, record.lookup, (frame,)))
     return parts
-

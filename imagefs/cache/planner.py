@@ -15,7 +15,7 @@ GET_MAX: Final = 8 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One ranged GET: bytes ``start`` to ``end`` (exclusive) of pack number ``pack``, and the (piece, frame) pairs that lie there in order."""
+    """One ranged GET: bytes ``start`` to ``end`` (exclusive) of pack number ``pack``; ``frames`` lie there, as (piece, frame), in order."""
 
     pack: int
     start: int

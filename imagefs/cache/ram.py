@@ -1,16 +1,17 @@
 """The RAM tier: decoded frames in slabs, bounded by bytes.
 
-A *slab* is one contiguous buffer: the frames of one aligned window of a large object, or one frame that small objects share. A read that lies
-in a slab is answered with a view of it and copies nothing. Slabs are named by digests, so images share them.
+A *slab* is one contiguous buffer: the frames of one aligned window of a large object, or one frame that small objects share. A read that
+lies in a slab is answered with a view of it and copies nothing. Slabs are named by digests, so images share them.
 
 Invariants:
 
-- the bytes of a piece that is ``READY`` are verified and never change: the buffer is let go of when its last view is, whatever eviction does;
+- the bytes of a piece that is ``READY`` are verified and never change: the buffer is let go of when its last view is, whatever eviction
+  does;
 - bytes are counted when a piece lands: a slab's untouched rest is address space, not memory;
 - the total is at most the limit, plus what is in flight: a slab that is being filled is never evicted, or single flight would break.
 
-All of it belongs to the trio thread; fetching threads write to ``view`` where a piece is ``IN_FLIGHT``, and nowhere else. What does not live
-here: where pieces come from (``imagefs.cache.fetcher``).
+All of it belongs to the trio thread; fetching threads write to ``view`` where a piece is ``IN_FLIGHT``, and nowhere else. What does not
+live here: where pieces come from (``imagefs.cache.fetcher``).
 """
 
 import mmap
@@ -33,7 +34,8 @@ _MMAP_FROM: Final = 64 * 1024
 class Slab:
     """One buffer and the state of each of its pieces.
 
-    Piece ``i`` is bytes ``bounds[i]`` to ``bounds[i + 1]`` of ``view``. Readers that wait for one park in ``lot`` and look again when woken.
+    Piece ``i`` is bytes ``bounds[i]`` to ``bounds[i + 1]`` of ``view``. Readers that wait for one park in ``lot`` and look again when
+    woken.
     """
 
     __slots__ = ("bounds", "dropped", "in_flight", "key", "landed", "lot", "missing", "state", "view")

@@ -27,7 +27,7 @@ def run_background(arguments: list[str]) -> int:
 
     try:
         run_daemon(Role(config, mountpoint, auto_stop=told["auto_stop"]), lambda: tell(success({"pid": os.getpid()})))
-    except Exception as error:  # noqa: BLE001 # whatever it is, the starter is told
+    except Exception as error:  # whatever it is, the starter is told
         if ready_fd is None:
             sys.stderr.write(f"{type(error).__name__}: {error}\n")
             raise

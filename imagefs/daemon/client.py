@@ -2,8 +2,8 @@
 
 This is on the way of every command, so it imports the standard library, ``config`` and ``errors`` alone.
 
-With root there is one daemon for a store and a cache; without, one for each mountpoint: ``at`` is that mountpoint then, and is left out with
-root (:func:`home` chooses). Every wait has a deadline.
+With root there is one daemon for a store and a cache; without, one for each mountpoint: ``at`` is that mountpoint then, and is left out
+with root (:func:`home` chooses). Every wait has a deadline.
 """
 
 import contextlib
@@ -57,7 +57,8 @@ def mount(config: Config, *, mountpoint: str | Path, ref: str = "", manifest: st
 def umount(config: Config, mountpoint: str | Path, *, lazy: bool = False) -> dict[str, Any]:
     """Unmount; returns ``{mountpoint, stopping}``.
 
-    Any daemon of this user below ``config.runtime`` may be the one that has the mount. When it was the last, returns after the daemon is gone.
+    Any daemon of this user below ``config.runtime`` may be the one that has the mount. When it was the last, returns after the daemon is
+    gone.
     """
     place = absolute(mountpoint)
     problem: ImageFSError = errors.MountError(f"no image is mounted at {place}", hint="`imagefs daemon status` lists the mounts")
@@ -185,7 +186,8 @@ def _connect_patiently(connection: socket.socket, path: str) -> None:
         try:
             connection.connect(path)
         except BlockingIOError:
-            # With a timeout set, a full queue is an error at once. It means that the daemon is there and busy: starting another would be wrong.
+            # With a timeout set, a full queue is an error at once. It means that the daemon is there and busy: starting another would be
+            # wrong.
             if time.monotonic() > deadline:
                 raise DeadlineError("the daemon does not take connections") from None
             time.sleep(0.005)
@@ -238,7 +240,9 @@ def _start_lock(directory: Path, deadline: float) -> Iterator[None]:
         directory.mkdir(mode=0o700, exist_ok=True)
         descriptor = os.open(directory / "start.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise AccessError(f"cannot use the runtime directory {directory}: {error.strerror}", hint="check --runtime and IMAGEFS_RUNTIME") from error
+        raise AccessError(
+            f"cannot use the runtime directory {directory}: {error.strerror}", hint="check --runtime and IMAGEFS_RUNTIME"
+        ) from error
     try:
         _flock(descriptor, deadline, "another start of the daemon does not end")
         yield
@@ -324,4 +328,4 @@ def _wait_gone(directory: Path) -> None:
 
 
 def _namespace() -> int:
-    return os.stat("/proc/self/ns/mnt").st_ino
+    return Path("/proc/self/ns/mnt").stat().st_ino

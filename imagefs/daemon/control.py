@@ -1,7 +1,7 @@
 """The control server: a Unix socket in the instance's directory, for this user alone.
 
-Invariants: a request is bounded in size and time; whatever a request meets is an answer, never the end of the daemon; a request that runs goes
-on when its client leaves. What does not live here: what the requests do (``imagefs.daemon.service``).
+Invariants: a request is bounded in size and time; whatever a request meets is an answer, never the end of the daemon; a request that runs
+goes on when its client leaves. What does not live here: what the requests do (``imagefs.daemon.service``).
 """
 
 import os
@@ -89,7 +89,7 @@ async def _answer(stream: trio.SocketStream, handle: Handle, log: structlog.typi
         return failure(error)
     except (trio.BrokenResourceError, trio.ClosedResourceError):
         raise
-    except Exception as error:  # noqa: BLE001 # a bug in one request must not end the mounts of all
+    except Exception as error:  # a bug in one request must not end the mounts of all
         log.exception("request_bug")
         return failure(DaemonError(f"the daemon met a bug: {type(error).__name__}: {error}", hint="its log has the details"))
 

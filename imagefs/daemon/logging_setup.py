@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 from pathlib import Path
-from typing import Final
+from typing import Final, TextIO, cast
 
 import structlog
 
@@ -54,9 +54,9 @@ class BoundedFile:
 
 def make_logger(path: Path | None, level: str) -> structlog.typing.FilteringBoundLogger:
     """Return the logger of this process: to the file ``path``, or to standard error."""
-    also = (1, 2)
-    file = BoundedFile(path, also=also) if path is not None else None
-    factory = structlog.WriteLoggerFactory(file=file) if file is not None else structlog.WriteLoggerFactory(file=open(2, "w", closefd=False))  # noqa: SIM115, PTH123
+    # Standard error by its number: a file object of the process's own might be closed by somebody else.
+    file = BoundedFile(path, also=(1, 2)) if path is not None else os.fdopen(os.dup(2), "w")
+    factory = structlog.WriteLoggerFactory(file=cast("TextIO", file))
     return structlog.wrap_logger(  # type: ignore[no-any-return]
         factory(),
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),

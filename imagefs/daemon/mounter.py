@@ -1,7 +1,7 @@
 """Mounting as root: one FUSE mount in the instance's directory, and a bind mount of ``trees/<manifest>`` at each mountpoint.
 
-Invariants: a mount that fails at any step leaves nothing mounted and no slot taken; an image is shown as long as it is mounted or one of its
-files is open. Calls that touch a mount of ours run in threads, because this very process answers them.
+Invariants: a mount that fails at any step leaves nothing mounted and no slot taken; an image is shown as long as it is mounted or one of
+its files is open. Calls that touch a mount of ours run in threads, because this very process answers them.
 """
 
 import time
@@ -29,7 +29,9 @@ _CALL_SECONDS = 20.0
 class BindMounter:
     """See the module. Belongs to the trio thread."""
 
-    def __init__(self, session: FuseSession, forest: Forest, table: MountTable, fuse: Path, log: structlog.typing.FilteringBoundLogger) -> None:
+    def __init__(
+        self, session: FuseSession, forest: Forest, table: MountTable, fuse: Path, log: structlog.typing.FilteringBoundLogger
+    ) -> None:
         """``fuse`` is where ``session`` is mounted."""
         self._session = session
         self._forest = forest
@@ -133,7 +135,9 @@ class BindMounter:
                     try:
                         await self._call(path, unmount, path)
                     except BusyError:
-                        self._log.warning("unmounted_in_use", mountpoint=record.mountpoint, users=await in_thread(holders, record.mountpoint))
+                        self._log.warning(
+                            "unmounted_in_use", mountpoint=record.mountpoint, users=await in_thread(holders, record.mountpoint)
+                        )
                         await self._call(path, _unmount_lazily, path)
                 except ImageFSError as error:
                     self._log.error("unmount_failed", mountpoint=record.mountpoint, error=error.message)

@@ -1,6 +1,7 @@
 """What can be asked over the control socket: one JSON object a line, ``{"op": "...", ...}``.
 
-The answer is ``{"ok": true, "result": {...}}`` or ``{"ok": false, "error": {"type", "exit_code", "message", "hint"}}``. Unknown fields are refused.
+The answer is ``{"ok": true, "result": {...}}`` or ``{"ok": false, "error": {"type", "exit_code", "message", "hint"}}``. Unknown fields
+are refused.
 """
 
 from typing import Final
@@ -14,15 +15,15 @@ LINE_MAX: Final = 64 * 1024
 
 
 class Ping(msgspec.Struct, tag_field="op", tag="ping", forbid_unknown_fields=True):
-    """Is anybody there?"""
+    """Ask whether anybody is there."""
 
 
 class Status(msgspec.Struct, tag_field="op", tag="status", forbid_unknown_fields=True):
-    """Who are you, and what is mounted?"""
+    """Ask who it is, and what is mounted."""
 
 
 class Stats(msgspec.Struct, tag_field="op", tag="stats", forbid_unknown_fields=True):
-    """All figures."""
+    """Ask for all figures."""
 
 
 class Stop(msgspec.Struct, tag_field="op", tag="stop", forbid_unknown_fields=True):
@@ -32,7 +33,8 @@ class Stop(msgspec.Struct, tag_field="op", tag="stop", forbid_unknown_fields=Tru
 class Mount(msgspec.Struct, tag_field="op", tag="mount", forbid_unknown_fields=True, kw_only=True):
     """Mount an image at an absolute path.
 
-    ``manifest`` is its hex digest; without it ``ref`` is resolved. ``namespace`` is the inode number of the caller's mount namespace (0: not told).
+    ``manifest`` is its hex digest; without it ``ref`` is resolved. ``namespace`` is the inode number of the caller's mount namespace (0:
+    not told).
     """
 
     mountpoint: str

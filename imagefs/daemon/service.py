@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
 import structlog
@@ -178,4 +179,4 @@ async def in_thread(function: Callable[..., _T], *args: object, abandon: bool = 
 
 def own_namespace() -> int:
     """Return the inode number of this process's mount namespace."""
-    return os.stat("/proc/self/ns/mnt").st_ino
+    return Path("/proc/self/ns/mnt").stat().st_ino

@@ -30,7 +30,14 @@ class SingleMounter:
     """See the module. Belongs to the trio thread."""
 
     def __init__(
-        self, nursery: trio.Nursery, session: FuseSession, forest: Forest, table: MountTable, own: Path, stop: Callable[[], None],
+        self,
+        nursery: trio.Nursery,
+        session: FuseSession,
+        forest: Forest,
+        table: MountTable,
+        own: Path,
+        *,
+        stop: Callable[[], None],
         log: structlog.typing.FilteringBoundLogger,
     ) -> None:
         """``own`` is the one mountpoint that this daemon is for; ``stop`` ends the daemon."""
@@ -42,6 +49,7 @@ class SingleMounter:
         self._stop = stop
         self._log = log
         self._lock = trio.Lock()
+        self._answering = False
 
     @property
     def idle(self) -> bool:
@@ -77,7 +85,8 @@ class SingleMounter:
     async def _run(self) -> None:
         await self._session.run()
         self._table.clear()
-        self._stop()
+        if not self._answering:
+            self._stop()
 
     async def umount(self, mountpoint: str, *, lazy: bool) -> None:
         """Unmount, as ``fusermount3 -u`` does."""
@@ -85,8 +94,11 @@ class SingleMounter:
             entry = mount_at(self._own)
             if mountpoint != str(self._own) or entry is None or entry.fstype != FUSE_TYPE:
                 raise MountError(f"no image is mounted at {mountpoint}")
+            # The session ends before the answer is sent: the daemon must outlive that.
+            self._answering = True
             problem = await in_thread(release_mount, self._own, lazy)
             if problem:
+                self._answering = False
                 users = await in_thread(holders, mountpoint)
                 raise MountError(
                     f"{mountpoint} is in use by {', '.join(users)}" if users else f"cannot unmount {mountpoint}: {problem}",
@@ -108,7 +120,7 @@ class SingleMounter:
         self._table.clear()
 
 
-def release_mount(path: Path, lazy: bool) -> str:  # noqa: FBT001 # called through a thread, by position
+def release_mount(path: Path, lazy: bool) -> str:  # called through a thread, by position
     """Run ``fusermount3 -u``; return what it complains about, or nothing."""
     command = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", str(path)]
     try:

@@ -42,14 +42,15 @@ from imagefs.store.opening import open_store
 _LOCK_SECONDS: Final = 10.0
 _SHUTDOWN_SECONDS: Final = 30.0
 _PATROL_SECONDS: Final = 2.0
-_PATIENCE_SECONDS: Final = 30.0
+_PATIENCE_SECONDS: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Role:
     """What a daemon process is for.
 
-    ``mountpoint``: without root, the one that it serves. ``auto_stop``: end when the last mount goes. ``log_to_file``: else to standard error.
+    ``mountpoint``: without root, the one that it serves, and ends with. ``auto_stop``: end when the last mount goes. ``log_to_file``: else to standard
+    error.
     """
 
     config: Config
@@ -93,9 +94,13 @@ def make_instance_dir(directory: Path) -> None:
         directory.mkdir(mode=0o700, exist_ok=True)
         status = directory.stat(follow_symlinks=False)
     except OSError as error:
-        raise AccessError(f"cannot use the runtime directory {directory}: {error.strerror}", hint="check --runtime and IMAGEFS_RUNTIME") from error
+        raise AccessError(
+            f"cannot use the runtime directory {directory}: {error.strerror}", hint="check --runtime and IMAGEFS_RUNTIME"
+        ) from error
     if status.st_uid != os.geteuid() or status.st_mode & 0o077:
-        raise AccessError(f"the runtime directory {directory} is not this user's alone", hint=f"chmod 700 {directory}, or use another --runtime")
+        raise AccessError(
+            f"the runtime directory {directory} is not this user's alone", hint=f"chmod 700 {directory}, or use another --runtime"
+        )
 
 
 def _lock(directory: Path) -> int:
@@ -164,7 +169,7 @@ class _Worker:
     async def _mounter(self, nursery: trio.Nursery, session: FuseSession, stop: Callable[[], None]) -> Mounter:
         role = self._role
         if role.mountpoint is not None:
-            return SingleMounter(nursery, session, self._forest, self._table, role.mountpoint, stop, self._log)
+            return SingleMounter(nursery, session, self._forest, self._table, role.mountpoint, stop=stop, log=self._log)
         fuse = role.directory / "fuse"
         fuse.mkdir(mode=0o700, exist_ok=True)
         session.mount(fuse, everybody=True)
@@ -183,7 +188,14 @@ class _Worker:
     def _service(self, mounter: Mounter, stop: Callable[[], None]) -> Service:
         sources = Sources(self._counters, self._ram, self._requests, self._forest, self._table)
         return Service(
-            self._role.config, self._store, sources, mounter, self._log, stop, auto_stop=self._role.auto_stop, started_at=time.time(),
+            self._role.config,
+            self._store,
+            sources,
+            mounter,
+            self._log,
+            stop,
+            auto_stop=self._role.auto_stop or self._role.mountpoint is not None,
+            started_at=time.time(),
             last_mount=trio.current_time(),
         )
 

@@ -20,10 +20,10 @@ _REPEAT_SECONDS: Final = 5.0
 class RequestLog(Protocol):
     """``structlog``'s bound logger, as far as it is needed."""
 
-    def error(self, event: str, /, **fields: object) -> object:
+    def error(self, event: str, /, *args: Any, **fields: Any) -> Any:  # structlog's signature
         """Log an event with fields."""
 
-    def exception(self, event: str, /, **fields: object) -> object:
+    def exception(self, event: str, /, *args: Any, **fields: Any) -> Any:  # structlog's signature
         """Log an event with fields and the exception being handled."""
 
 
@@ -71,7 +71,7 @@ def handler(function: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
     op = function.__name__
 
     @functools.wraps(function)
-    async def guarded(self: HasRequests, *args: Any) -> Any:  # noqa: ANN401 # as many types as there are handlers
+    async def guarded(self: HasRequests, *args: Any) -> Any:  # as many types as there are handlers
         requests = self.requests
         counts = requests.counts
         counts[op] = counts.get(op, 0) + 1

@@ -135,7 +135,10 @@ class ImageOperations(Refusals):
         return slot.tree.readlink(nid)
 
     def forget(self, inode_list: Any) -> None:
-        """Nothing is held per inode, so there is nothing to forget. (A plain function: what it returns is awaited only if it is not None.)"""
+        """Nothing is held per inode, so there is nothing to forget.
+
+        A plain function: pyfuse3 waits only for what is not None.
+        """
 
     # -- directories ------------------------------------------------------------------------------------------------------------------
 
@@ -204,11 +207,11 @@ class ImageOperations(Refusals):
         raise pyfuse3.FUSEError(errno.ENOSYS)
 
     @handler
-    def fsync(self, fh: int, _: bool) -> None:  # noqa: FBT001 # pyfuse3's signature
+    def fsync(self, fh: int, _: bool) -> None:  # pyfuse3's signature
         """Nothing is ever dirty."""
 
     @handler
-    def fsyncdir(self, fh: int, _: bool) -> None:  # noqa: FBT001 # pyfuse3's signature
+    def fsyncdir(self, fh: int, _: bool) -> None:  # pyfuse3's signature
         """Nothing is ever dirty."""
 
     # -- the rest ---------------------------------------------------------------------------------------------------------------------
@@ -256,4 +259,3 @@ class ImageOperations(Refusals):
             return []
         slot, nid = self._at(node)
         return slot.tree.xattr_names(nid)
-

@@ -1,7 +1,7 @@
 """From an open file's handle to its bytes.
 
-A handle is the file's nodeid. What is kept of a file that is read is a cache, bounded and made again from the nodeid when it is missed: so a
-handle given by another process, or one whose record was pushed out, works like any other.
+A handle is the file's nodeid. What is kept of a file that is read is a cache, bounded and made again from the nodeid when it is missed:
+so a handle given by another process, or one whose record was pushed out, works like any other.
 """
 
 from collections.abc import Coroutine
@@ -44,7 +44,7 @@ class Reading:
 
     def read(self, record: ObjectRecord | bytes, offset: int, size: int) -> Buffer | Coroutine[Any, Any, Buffer]:
         """Return ``size`` bytes from ``offset`` on, fewer only at the end of the file; a coroutine for them if they have to be fetched."""
-        if type(record) is bytes:
+        if isinstance(record, bytes):
             data = record[offset : offset + size]
             self._counters.tree_bytes += len(data)
             return data

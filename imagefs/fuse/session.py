@@ -65,7 +65,7 @@ class FuseSession:
             raise DeadlineError("the kernel did not start the FUSE session")
 
     async def tune(self, device: str) -> None:
-        """Raise read-ahead and the number of background requests of the mount with this ``major:minor``. Where that may not be, it is left."""
+        """Raise read-ahead and background requests of the mount with this ``major:minor``, where this user may."""
         with trio.move_on_after(_NOTIFY_SECONDS):
             await trio.to_thread.run_sync(_tune, device, abandon_on_cancel=True)
 

@@ -1,7 +1,7 @@
 """What is mounted, as the kernel says it: ``/proc/self/mountinfo``.
 
-Reading it never touches a mountpoint, so it works where one hangs. Octal escapes are undone; names that are not UTF-8 come as ``os.fsdecode``
-gives them.
+Reading it never touches a mountpoint, so it works where one hangs. Octal escapes are undone; names that are not UTF-8 come as
+``os.fsdecode`` gives them.
 """
 
 import os

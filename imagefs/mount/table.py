@@ -21,7 +21,7 @@ _FORMAT: Final = 1
 
 
 class MountRecord(msgspec.Struct, frozen=True):
-    """One mount: where, which image (hex digest of its manifest), by which name it was asked for, and since when (seconds since the epoch)."""
+    """One mount: where, which image (its manifest's hex digest), by which name it was asked for, since when (seconds since the epoch)."""
 
     mountpoint: str
     manifest: str

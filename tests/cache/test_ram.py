@@ -1,6 +1,6 @@
 """The RAM tier: bounded, least recently used goes first, what is being filled stays."""
 
-from imagefs.cache.ram import IN_FLIGHT, Slab, RamCache
+from imagefs.cache.ram import IN_FLIGHT, RamCache, Slab
 
 
 def _landed(cache: RamCache, name: str, size: int = 100) -> Slab:

@@ -31,7 +31,11 @@ class Place:
     def config(self) -> Config:
         """The configuration that leads here."""
         return Config(
-            store=f"file://{self.root}/store", cache=self.root / "cache", runtime=self.root / "run", store_deadline=self.store_deadline, log_level="info"
+            store=f"file://{self.root}/store",
+            cache=self.root / "cache",
+            runtime=self.root / "run",
+            store_deadline=self.store_deadline,
+            log_level="info",
         )
 
     def maker(self) -> Maker:
@@ -49,6 +53,10 @@ class Place:
         path = self.config.instance_dir(at) / "daemon.log"
         return path.read_text() if path.exists() else ""
 
+    def trees(self) -> list[str]:
+        """Return the images that the daemon shows."""
+        return sorted(path.name for path in (self.config.instance_dir() / "fuse/trees").iterdir())
+
     def pid(self) -> int:
         """Return the daemon's process id."""
         return int(client.status(self.config)["pid"])
@@ -57,7 +65,7 @@ class Place:
         """Kill the daemon and wait until it is gone."""
         pid = self.pid()
         os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: not Path(f"/proc/{pid}/fd").exists() or not os.listdir(f"/proc/{pid}/fd"), "the daemon to die")
+        wait_until(lambda: not Path(f"/proc/{pid}/fd").exists() or not any(Path(f"/proc/{pid}/fd").iterdir()), "the daemon to die")
 
     def mounted(self) -> list[str]:
         """Return what is mounted below this directory."""
@@ -73,4 +81,3 @@ class Place:
             unmount(Path(path), lazy=True)
         self.store.close()
         return left
-

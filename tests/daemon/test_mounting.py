@@ -82,7 +82,7 @@ def test_an_image_that_comes_back_has_new_nodeids(place: Place, image: str) -> N
     client.mount(place.config, mountpoint=point, manifest=image)
     first = (point / "big").stat().st_ino
     client.umount(place.config, point)
-    assert os.listdir(place.config.instance_dir() / "fuse/trees") == [client.status(place.config)["mounts"][0]["manifest"]]
+    assert place.trees() == [client.status(place.config)["mounts"][0]["manifest"]]
     client.mount(place.config, mountpoint=point, manifest=image)
     assert (point / "big").stat().st_ino != first
     assert (point / "big").read_bytes() == DATA
@@ -102,7 +102,7 @@ def test_a_mountpoint_that_cannot_be_leaves_nothing_behind(place: Place, image: 
     with pytest.raises(MountError, match=words):
         client.mount(place.config, mountpoint=point, manifest=image)
     assert client.status(place.config)["mounts"] == []
-    assert os.listdir(place.config.instance_dir() / "fuse/trees") == []
+    assert place.trees() == []
 
 
 def test_a_second_mount_at_one_place_is_refused(place: Place, image: str) -> None:
@@ -166,7 +166,7 @@ def test_what_a_killed_daemon_left_is_taken_away_by_the_next(place: Place, image
     client.mount(place.config, mountpoint=point, manifest=image)
     place.kill()
     with pytest.raises(OSError, match="not connected"):
-        os.listdir(point)
+        (point / "big").read_bytes()
     client.mount(place.config, mountpoint=other, manifest=image)
     assert mount_at(point) is None
     assert (other / "big").read_bytes() == DATA
@@ -181,7 +181,7 @@ def test_one_daemon_however_many_start_it(place: Place, image: str) -> None:
     assert {result["mountpoint"] for result in results} == {str(point) for point in points}
     assert place.log().count('"started"') == 1
     with ThreadPoolExecutor(6) as pool:
-        assert sorted(result["stopping"] for result in pool.map(lambda point: client.umount(place.config, point), points))[-1]
+        assert any(list(pool.map(lambda point: client.umount(place.config, point)["stopping"], points)))
     assert place.mounted() == []
 
 

@@ -55,7 +55,11 @@ def mounted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mounted]:
     private = maker.file("private", b"secret")
     private.mode = stat.S_IFREG | 0o600
     tagged = maker.file("tagged", noise(2000, 5))
-    tagged.xattrs = {b"user.colour": b"blue\0green", b"security.capability": bytes.fromhex("0100000200200000000000000000000000000000"), b"trusted.overlay.opaque": b"y"}
+    tagged.xattrs = {
+        b"user.colour": b"blue\0green",
+        b"security.capability": bytes.fromhex("0100000200200000000000000000000000000000"),
+        b"trusted.overlay.opaque": b"y",
+    }
     manifest = maker.publish()
     path = place.mountpoint()
     client.mount(place.config, mountpoint=path, manifest=manifest)

@@ -31,7 +31,7 @@ class Row:
 
 @dataclass
 class Maker:
-    """Gathers files, then writes an image. Small objects of one call of ``shared`` share a frame; ``file`` gives an object packs of its own."""
+    """Gathers files and writes an image. The objects of one call of ``shared`` share a frame; ``file`` gives one packs of its own."""
 
     store: ObjectStore
     frame: int = FRAME
@@ -40,7 +40,7 @@ class Maker:
     packs: list[tuple[bytes, bytes, int, list[FrameEntry]]] = field(default_factory=list)
     frames: int = 0
     files: int = 0
-    bytes: int = 0
+    total: int = 0
 
     def put(self, path: str, inode: Inode) -> Inode:
         """Place an inode, with directories above it as needed."""
@@ -56,7 +56,7 @@ class Maker:
     def file(self, path: str, data: bytes, *, mode: int = 0o644, hole: tuple[int, int] | None = None) -> Inode:
         """Place a regular file; ``hole`` (start, end, multiples of the frame size) must be zeros in ``data`` and is not stored."""
         self.files += 1
-        self.bytes += len(data)
+        self.total += len(data)
         if len(data) <= INLINE_MAX:
             return self.put(path, Inode(stat.S_IFREG | mode, inline=data, size=len(data), mtime_ns=MTIME))
         digest = digest_of(data)
@@ -79,7 +79,7 @@ class Maker:
         at = 0
         for path, data in files.items():
             self.files += 1
-            self.bytes += len(data)
+            self.total += len(data)
             digest = digest_of(data)
             self.rows[digest] = Row(digest, len(data), [Extent(0, len(data), self.frames, at)])
             self.put(path, Inode(stat.S_IFREG | 0o644, object=digest, size=len(data), mtime_ns=MTIME))
@@ -105,8 +105,15 @@ class Maker:
         objects = build_object_map([self.rows[digest] for digest in sorted(self.rows)], self.packs)
         names = [BlobName(put_blob(self.store, raw)[0], len(raw)) for raw in (tree, objects)]
         manifest = Manifest(
-            tree=names[0], objects=names[1], platform=Platform("linux", "amd64"), config={}, annotations={}, layers=[],
-            files=self.files, bytes=self.bytes, frame_size=self.frame,
+            tree=names[0],
+            objects=names[1],
+            platform=Platform("linux", "amd64"),
+            config={},
+            annotations={},
+            layers=[],
+            files=self.files,
+            bytes=self.total,
+            frame_size=self.frame,
         )
         name, _ = put_manifest(self.store, manifest)
         refs.publish(self.store, refs.Ref.parse(ref), name)
