@@ -48,7 +48,7 @@ def umoci_image(tmp_path_factory: pytest.TempPathFactory) -> tuple[Umoci, Snapsh
     image.insert(tree, "/")
     (root / "more").mkdir()
     (root / "more/new").write_bytes(text(10_000))
-    image.insert(root / "more", "/opt/more", "--opaque")
+    image.insert(root / "more", "/var/more", "--opaque")
     image.whiteout("/bin/noise")
     rootfs = image.bundle(root / "bundle")
     (rootfs / "bin/tiny").unlink()
@@ -136,24 +136,25 @@ def test_gnu_tar(form: str, shared_world: World, tmp_path: Path) -> None:
     image = Umoci(tmp_path / "layout")
     image.add_tar(gnu_tar(tree, tmp_path / "layer.tar", *options))
     seen, figures = look(shared_world, f"oci:{image.layout}", tmp_path)
-    # The tree itself is the first witness, and umoci the second.
+    # The tree itself is the first witness, and umoci the second, where it knows the format.
     assert differences(snapshot(tree), seen, ignore=() if kind == "posix" else {"mtime_ns"}) == []
-    assert differences(snapshot(image.unpack(tmp_path / "unpacked")), seen) == []
+    if form not in {"gnu -S", "oldgnu -S"}:
+        assert differences(snapshot(image.unpack(tmp_path / "unpacked")), seen) == []
     assert figures["new_bytes"] < 2_000_000
 
 
-def test_sparse_file_of_a_terabyte(shared_world: World, tmp_path: Path) -> None:
-    """Holes cost nothing: not when converting, nor in the store, nor when they are read."""
+def test_sparse_file_of_4_gigabytes(shared_world: World, tmp_path: Path) -> None:
+    """Holes cost nothing in the store, nor when they are read."""
     require("fuse")
-    size = 1 << 40
+    size = 4 << 30
     tree = tmp_path / "tree"
     tree.mkdir()
     sparse_file(tree / "huge", size)
     layer = gnu_tar(tree, tmp_path / "layer.tar", "--format=posix", "--sparse")
     source = simple(tmp_path / "layout", layer.read_bytes())
-    figures = shared_world.convert(f"oci:{source}", "terabyte")
+    figures = shared_world.convert(f"oci:{source}", "holes")
     assert figures["new_bytes"] < 1_000_000
-    point = shared_world.mount("terabyte", "terabyte")
+    point = shared_world.mount("holes", "holes")
     with (point / "huge").open("rb") as file, (tree / "huge").open("rb") as original:
         for place in (0, 4096, size // 4 - 100, size // 2, size * 3 // 4 + 4000, size - 5000):
             file.seek(place)

@@ -261,13 +261,14 @@ class World:
 
     @property
     def _command(self) -> Sequence[str]:
+        run = ["-c", "import sys; from imagefs_cli.main import main; sys.exit(main())"]
         if not self._reachable:
             system = f"/usr/bin/python3.{sys.version_info.minor}"
             if not Path(system).exists():
                 missing(f"{sys.executable} is out of reach for other users, and there is no {system}")
-            return [system, "-m", "imagefs_cli.main"]
+            return [system, *run]
         script = Path(sys.executable).with_name("imagefs")
-        return [str(script)] if script.exists() else [sys.executable, "-m", "imagefs_cli.main"]
+        return [str(script)] if script.exists() else [sys.executable, *run]
 
 
 def end(process: subprocess.Popen[str], number: int = signal.SIGKILL) -> int:
