@@ -1,28 +1,36 @@
 """A layer's bytes: read, decompressed and verified on a thread of its own, so that whoever parses them does not wait for the arithmetic.
 
-Invariants: at most ``_QUEUE`` chunks wait; nothing is passed on beyond the limits; :meth:`LayerStream.finish` returns only if the blob was whole and its
-size, its digest and its diff-id are what the image says. Leaving the context stops and joins the thread, whatever state it is in.
+Invariants: at most ``_QUEUE`` chunks wait; nothing is passed on beyond the limits; :meth:`LayerStream.finish` returns only if the blob was
+whole and its size, its digest and its diff-id are what the image says. Leaving the context stops and joins the thread, whatever state it is
+in.
 
-Who owns what: the thread owns the blob, the decompressor and the hashes; the consumer owns the queue's other end. ``bytes_in`` and ``bytes_out``
-are written by the thread and may be read by anyone.
+Who owns what: the thread owns the blob and the decompressor, and a second one of its own computes both digests: SHA-256 is 40 % of the
+work, and with it on the first thread a layer comes at 450 MB/s in place of 740. The consumer owns the queue's other end. ``bytes_in`` and
+``bytes_out`` are written by the thread and may be read by anyone.
 """
 
+import gzip
 import hashlib
+import io
 import queue
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import IO, Any, Final, Protocol, Self, cast
 
 import zstandard
-from isal import isal_zlib
+from isal import igzip, isal_zlib
 
-from imagefs.errors import ImageFSError, LimitError, SourceError, UnsupportedError
+from imagefs.errors import ImageFSError, LimitError, SourceError
 
 _CHUNK: Final = 1024 * 1024
 _QUEUE: Final = 8
+_MAGIC_SIZE: Final = 4
 _WINDOW_MAX: Final = 128 * 1024 * 1024
 _RATIO_FROM: Final = 1024 * 1024 * 1024
+
+_GZIP_DAMAGE: Final = (gzip.BadGzipFile, zlib.error, cast("type[Exception]", isal_zlib.error))
 
 GZIP: Final = "gzip"
 ZSTD: Final = "zstd"
@@ -58,8 +66,8 @@ class LayerBlob:
 class Limits:
     """Bounds on what a source may make us do.
 
-    A layer may have ``max_layer_bytes`` uncompressed, and from a gigabyte on at most ``max_ratio`` times its compressed size: gzip cannot do
-    more than 1,032, so what does is made to.
+    A layer may have ``max_layer_bytes`` uncompressed, and from a gigabyte on at most ``max_ratio`` times its compressed size: gzip cannot
+    do more than 1,032, so what does is made to.
     """
 
     max_layer_bytes: int = 512 * 1024**3
@@ -81,7 +89,7 @@ class LayerStream:
         self._thread = threading.Thread(target=self._run, name="layer", daemon=True)
         self._thread.start()
 
-    def __enter__(self) -> "LayerStream":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -130,15 +138,19 @@ class LayerStream:
 
     def _copy(self, blob: Blob) -> None:
         layer = self._layer
-        source = _Hashed(blob, (layer.digest or "sha256:").partition(":")[0], self)
         plain = hashlib.new((layer.diff_id or "sha256:").partition(":")[0])
-        for chunk in _decompress(source, layer):
-            self.bytes_out += len(chunk)
-            self._check_limits()
-            plain.update(chunk)
-            self._put(chunk)
-            if self._stop.is_set():
-                return
+        with _Hasher() as hasher:
+            source = _Hashed(blob, (layer.digest or "sha256:").partition(":")[0], self, hasher)
+            for chunk in _decompress(source, layer):
+                self.bytes_out += len(chunk)
+                self._check_limits()
+                hasher.update(plain, chunk)
+                self._put(chunk)
+                if self._stop.is_set():
+                    return
+            while source.read(_CHUNK):
+                # A decompressor may stop before the blob does; the digest is that of all of it.
+                pass
         if self.bytes_in != layer.size:
             raise SourceError(f"layer {layer.digest} has {self.bytes_in} bytes, not the {layer.size} that the image says")
         if layer.digest and source.hash.hexdigest() != layer.digest.partition(":")[2]:
@@ -154,62 +166,115 @@ class LayerStream:
             raise LimitError(f"layer {self._layer.digest} grows more than {limits.max_ratio} times: a decompression bomb")
 
 
-class _Hashed:
+class _Hasher:
+    """A thread that hashes what it is given, in order. A context manager: leaving it waits until all of it is hashed."""
+
+    def __init__(self) -> None:
+        self._queue: queue.Queue[tuple[_Hash, bytes] | None] = queue.Queue(_QUEUE)
+        self._thread = threading.Thread(target=self._run, name="layer-hash", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._queue.put(None)
+        self._thread.join()
+
+    def update(self, target: "_Hash", data: bytes) -> None:
+        """Hash ``data`` into ``target``, which may be read after the context was left."""
+        self._queue.put((target, data))
+
+    def _run(self) -> None:
+        while (item := self._queue.get()) is not None:
+            item[0].update(item[1])
+
+
+class _Hash(Protocol):
+    def update(self, data: bytes, /) -> None: ...
+    def hexdigest(self) -> str: ...
+
+
+class _Hashed(io.RawIOBase):
     """A blob that is hashed while it is read."""
 
-    def __init__(self, blob: Blob, algorithm: str, stream: LayerStream) -> None:
+    def __init__(self, blob: Blob, algorithm: str, stream: LayerStream, hasher: _Hasher) -> None:
         self._blob = blob
         self._stream = stream
-        self.hash = hashlib.new(algorithm)
+        self._hasher = hasher
+        self.hash: _Hash = hashlib.new(algorithm)
+        self._ahead = b""
 
-    def read(self, size: int = -1) -> bytes:
+    def head(self) -> bytes:
+        """Return the first bytes, enough to tell a compression by; they are read again."""
+        found = b""
+        while len(found) < _MAGIC_SIZE and (more := self.read(_MAGIC_SIZE)):
+            found += more
+        self._ahead = found
+        return found
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1, /) -> bytes:
+        if self._ahead and size >= len(self._ahead):
+            data, self._ahead = self._ahead, b""
+            return data
         data = self._blob.read(size if size > 0 else _CHUNK)
-        self.hash.update(data)
-        self._stream.bytes_in += len(data)
+        if data:
+            self._hasher.update(self.hash, data)
+            self._stream.bytes_in += len(data)
         return data
+
+    def readinto(self, buffer: Any, /) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def compression_of(head: bytes) -> str:
+    """Return how a layer that begins with ``head`` is compressed, by its magic number (RFC 1952 and 8878)."""
+    if head.startswith(b"\x1f\x8b"):
+        return GZIP
+    if head.startswith(b"\x28\xb5\x2f\xfd") or (head[1:4] == b"\x2a\x4d\x18" and head[0] >> 4 == 5):
+        return ZSTD
+    return PLAIN
 
 
 def _decompress(source: _Hashed, layer: LayerBlob) -> Iterator[bytes]:
-    if layer.compression == GZIP:
+    """Decompress by what is there, not by the media type.
+
+    skopeo leaves the media type of gzip on layers that it unpacked. The diff-id says whether it was right.
+    """
+    kind = compression_of(source.head())
+    if kind == GZIP:
         return _gunzip(source, layer)
-    if layer.compression == ZSTD:
+    if kind == ZSTD:
         return _unzstd(source, layer)
-    if layer.compression == PLAIN:
-        return iter(lambda: source.read(_CHUNK), b"")
-    raise UnsupportedError(f"layer {layer.digest} is compressed with {layer.compression}")
+    return iter(lambda: source.read(_CHUNK), b"")
 
 
 def _gunzip(source: _Hashed, layer: LayerBlob) -> Iterator[bytes]:
-    """Decompress all members. Zeros may follow the last one, as some writers pad; nothing else may."""
-    data = source.read(_CHUNK)
-    first = True
-    while data:
-        if not first and not data.strip(b"\0"):
-            data = source.read(_CHUNK)
-            continue
-        member = isal_zlib.decompressobj(wbits=31)
-        try:
-            while not member.eof:
-                if not data:
-                    data = source.read(_CHUNK)
-                    if not data:
-                        raise SourceError(f"layer {layer.digest} ends early: its gzip stream is cut off")
-                out = member.decompress(data, _CHUNK)
-                data = member.unconsumed_tail
-                if out:
-                    yield out
-        except isal_zlib.error as error:
-            if first or member.eof:
-                raise SourceError(f"layer {layer.digest} is damaged: {error}") from error
-            raise SourceError(f"layer {layer.digest} has something behind its end: {error}") from error
-        data = member.unused_data or source.read(_CHUNK)
-        first = False
+    """Decompress all members. Zeros may follow the last one, as some writers pad; nothing else may.
+
+    ``read1`` makes one call into C a chunk. A ``decompressobj`` grows its result step by step and takes the interpreter's lock for each
+    step, which costs up to 5 ms while another thread computes.
+    """
+    unzip: Any = igzip.IGzipFile
+    read: Callable[[int], bytes] = unzip(fileobj=source, mode="rb").read1
+    try:
+        while out := read(_CHUNK):
+            yield out
+    except EOFError as error:
+        raise SourceError(f"layer {layer.digest} ends early: its gzip stream is cut off") from error
+    except _GZIP_DAMAGE as error:
+        raise SourceError(f"layer {layer.digest} is damaged, or has something behind its end: {error}") from error
 
 
 def _unzstd(source: _Hashed, layer: LayerBlob) -> Iterator[bytes]:
     """Decompress all frames; one that needs more than 128 MiB of history is refused."""
     decompressor = zstandard.ZstdDecompressor(max_window_size=_WINDOW_MAX)
-    reader = decompressor.stream_reader(source, read_size=_CHUNK, read_across_frames=True)
+    reader = decompressor.stream_reader(cast("IO[bytes]", source), read_size=_CHUNK, read_across_frames=True)
     try:
         while out := reader.read(_CHUNK):
             yield out
