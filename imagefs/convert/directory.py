@@ -1,8 +1,8 @@
 """A directory as a source: its entries in bytewise order, as one layer that needs no flattening but has the same shape.
 
-Invariants: nothing of the host gets in but what an image keeps: no atime, ctime, inode or device numbers of regular files. Symbolic links are kept and
-never followed. What is mounted below the directory is part of it, as ``tar`` and ``podman`` have it. A file that changes while it is read is an error, because
-half of an old and half of a new file is neither.
+Invariants: nothing of the host gets in but what an image keeps: no atime, ctime, inode or device numbers of regular files. Symbolic links
+are kept and never followed. What is mounted below the directory is part of it, as ``tar`` and ``podman`` have it. A file that changes while
+it is read is an error, because half of an old and half of a new file is neither.
 """
 
 import errno
@@ -10,7 +10,7 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from imagefs.convert.entry import Entry, Kind
 from imagefs.convert.platforms import Target
@@ -19,6 +19,12 @@ from imagefs.digest import Buffer
 from imagefs.errors import AccessError, SourceError
 
 _CHUNK: Final = 1024 * 1024
+_OPEN: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+"""Non-blocking, so that a FIFO that took a file's place is seen and not waited for."""
+
+_HOST_LABELS: Final = frozenset({"security.selinux", "security.ima", "security.evm", "security.SMACK64"})
+"""What a host's security modules wrote: its policy and its keys, nothing of the image."""
+
 _KINDS: Final = {
     stat.S_IFREG: Kind.FILE,
     stat.S_IFDIR: Kind.DIR,
@@ -36,12 +42,17 @@ class DirSource:
         """``platform`` is what the image is said to be for."""
         if not root.is_dir():
             raise SourceError(f"{root} is not a directory" if root.exists() else f"there is no {root}")
-        self._root = os.fsencode(root)
+        # A symbolic link there is what the user named; from here on none is followed.
+        self._root = os.fsencode(root.resolve())
         self.platform = platform
         self.layers: list[LayerBlob] = []
         self.layer_count = 1
         self.annotations: dict[str, str] = {}
-        self.config: dict[str, Any] = {"architecture": platform.architecture, "os": platform.os, "rootfs": {"type": "layers", "diff_ids": []}}
+        self.config: dict[str, Any] = {
+            "architecture": platform.architecture,
+            "os": platform.os,
+            "rootfs": {"type": "layers", "diff_ids": []},
+        }
         if platform.variant:
             self.config["variant"] = platform.variant
         self.described = f"{root}: a directory, {platform}"
@@ -52,7 +63,7 @@ class DirSource:
         """Unknown before the walk."""
         return 0
 
-    def __enter__(self) -> "DirSource":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -72,8 +83,6 @@ class DirSource:
                 if kind is None:
                     sockets += 1
                     continue
-                if not path and kind is Kind.SYMLINK:
-                    status, kind = os.stat(full), Kind.DIR
                 if kind is Kind.DIR:
                     names = sorted(os.listdir(full), reverse=True)  # noqa: PTH208
                     pending += [path + b"/" + name if path else name for name in names]
@@ -96,7 +105,7 @@ class DirSource:
             if status.st_blocks * 512 < status.st_size:
                 entry.sparse = _segments(full, status.st_size)
         elif kind is Kind.SYMLINK:
-            entry.link = os.readlink(full)
+            entry.link = os.readlink(full)  # noqa: PTH115 - names are bytes
         elif kind in (Kind.CHAR, Kind.BLOCK):
             entry.rdev = status.st_rdev
         entry.xattrs = _xattrs(full)
@@ -112,15 +121,14 @@ def _xattrs(full: bytes) -> dict[bytes, bytes] | None:
         raise
     found = {}
     for name in names:
-        # Labels belong to the host's policy, not to the image.
-        if name != "security.selinux":
+        if name not in _HOST_LABELS:
             found[os.fsencode(name)] = os.getxattr(full, name, follow_symlinks=False)
     return found or None
 
 
 def _segments(full: bytes, size: int) -> list[tuple[int, int]] | None:
     """Return the data segments of a sparse file, or None if the file system does not tell."""
-    descriptor = os.open(full, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    descriptor = os.open(full, _OPEN)
     try:
         segments = []
         at = 0
@@ -141,7 +149,7 @@ def _segments(full: bytes, size: int) -> list[tuple[int, int]] | None:
 def _pieces(full: bytes, status: os.stat_result, segments: list[tuple[int, int]] | None) -> Iterator[Buffer]:
     """Yield a file's stored bytes; checks before the first and after the last that it is the file that was looked at."""
     try:
-        descriptor = os.open(full, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = os.open(full, _OPEN)
         try:
             for start, length in [(0, status.st_size)] if segments is None else segments:
                 at, end = start, start + length

@@ -2,6 +2,7 @@
 
 import platform as _machine
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from imagefs.errors import UsageError
@@ -20,6 +21,9 @@ _ARCHITECTURES = {
     "riscv64": ("riscv64", ""),
     "loongarch64": ("loong64", ""),
 }
+_IMPLIED = {"amd64": "v1", "arm64": "v8"}
+"""The variant that is meant where none is written."""
+
 _PART = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
 
@@ -45,6 +49,29 @@ class Target:
         if architecture == "arm" and variant in {"", "7"}:
             variant = "v7"
         return Target(self.os.lower(), architecture, variant)
+
+
+def best(wanted: Target, offered: Sequence[Target]) -> int | None:
+    """Return the index of the platform that fits ``wanted`` best, the first of equals; None if none does.
+
+    A lower variant fits too, the highest of them best: a v7 machine runs what is made for v6. Both sides are in their normal spelling.
+    """
+    found: tuple[int, int] | None = None
+    limit = _level(wanted)
+    for index, target in enumerate(offered):
+        if (target.os, target.architecture) != (wanted.os, wanted.architecture):
+            continue
+        if target.variant == wanted.variant:
+            return index
+        level = _level(target)
+        if limit is not None and level is not None and level <= limit and (found is None or level > found[0]):
+            found = level, index
+    return None if found is None else found[1]
+
+
+def _level(target: Target) -> int | None:
+    match = re.fullmatch(r"v(\d{1,3})", target.variant or _IMPLIED.get(target.architecture, ""))
+    return int(match[1]) if match else None
 
 
 def this_machine() -> Target:
