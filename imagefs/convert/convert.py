@@ -180,8 +180,9 @@ def convert(
     """
     tell = progress or (lambda _: None)
     clock = _Clock()
-    with tempfile.TemporaryDirectory(prefix="imagefs-convert-") as scratch, open_source(source, platform) as opened:
-        with clock.stage("known"):
+    with open_source(source, platform) as opened:
+        # What lies in the scratch directory is mapped and unlinked at once; gone this early, it is not there when the process is killed.
+        with clock.stage("known"), tempfile.TemporaryDirectory(prefix="imagefs-convert-") as scratch:
             known = KnownPacks.load(store, Path(scratch))
         with ContentBuilder(store, known, jobs=jobs, level=level) as builder:
             conversion = _Conversion(opened, builder, clock, limits or Limits(), tell)

@@ -31,11 +31,15 @@ def convert_command(invocation: Invocation, source: str, ref: str, jobs: int | N
 
     A store that does not exist yet is made. Converting the same source again gives the same digest and stores nothing twice.
     """
+    import signal
+
     from imagefs.convert.convert import convert
     from imagefs.convert.memory import keep_buffers
     from imagefs.store.refs import Ref
 
     name = Ref.parse(ref)
+    # Ended politely, it cleans up as after Ctrl-C: by default nothing of ours would run.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     keep_buffers()
     store = invocation.store(create=True)
     try:
