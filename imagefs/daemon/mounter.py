@@ -64,8 +64,7 @@ class BindMounter:
                     await self._call(path, _unmount_lazily, path)
                     raise
             except BaseException:
-                with trio.CancelScope(shield=True):
-                    await self._let_go(slot)
+                self._let_go(slot)
                 raise
             return record
 
@@ -89,9 +88,9 @@ class BindMounter:
                     f"{mountpoint} is in use" + (f" by {', '.join(users)}" if users else ""),
                     hint="end them, or use --lazy to let them finish",
                 ) from error
-            await self._forget(mountpoint)
+            self._forget(mountpoint)
 
-    async def _forget(self, mountpoint: str) -> None:
+    def _forget(self, mountpoint: str) -> None:
         try:
             record = self._table.remove(mountpoint)
         except ImageFSError as error:
@@ -99,12 +98,12 @@ class BindMounter:
             self._log.warning("table_not_saved", error=error.message)
             return
         if record is not None and (slot := self._forest.slots.get(record.slot)) is not None:
-            await self._let_go(slot)
+            self._let_go(slot)
 
-    async def _let_go(self, slot: Slot) -> None:
+    def _let_go(self, slot: Slot) -> None:
         """Take an image out if nobody uses it any more."""
         if slot.opens <= 0 and not self._table.of_image(slot.image.name):
-            await self._session.hide(slot)
+            self._session.hide(slot)
 
     def _device(self) -> str | None:
         entry = mount_at(self._fuse)
@@ -122,9 +121,9 @@ class BindMounter:
             for record in self._table:
                 if record.mountpoint not in there:
                     self._log.info("unmounted_by_others", mountpoint=record.mountpoint)
-                    await self._forget(record.mountpoint)
+                    self._forget(record.mountpoint)
             for slot in list(self._forest.slots.values()):
-                await self._let_go(slot)
+                self._let_go(slot)
 
     async def shutdown(self) -> None:
         """Unmount everything; who still uses something keeps it until the process ends."""

@@ -34,6 +34,7 @@ from imagefs.fuse.forest import Forest
 from imagefs.fuse.guard import Requests
 from imagefs.fuse.reading import Reading
 from imagefs.fuse.session import FuseSession
+from imagefs.mount.bind import unmount
 from imagefs.mount.mountinfo import mount_at
 from imagefs.mount.table import MountTable
 from imagefs.store.base import ObjectStore
@@ -49,8 +50,8 @@ _PATIENCE_SECONDS: Final = 5.0
 class Role:
     """What a daemon process is for.
 
-    ``mountpoint``: without root, the one that it serves, and ends with. ``auto_stop``: end when the last mount goes. ``log_to_file``: else to standard
-    error.
+    ``mountpoint``: without root, the one that it serves, and ends with. ``auto_stop``: end when the last mount goes.
+    ``log_to_file``: else to standard error.
     """
 
     config: Config
@@ -141,7 +142,7 @@ class _Worker:
         async with trio.open_nursery() as nursery:
             fetcher = Fetcher(nursery, self._store, self._ram, self._counters, self._log, deadline=self._role.config.store_deadline)
             reading = Reading(fetcher, self._counters)
-            session = FuseSession(self._forest, reading, self._requests, self._log)
+            session = FuseSession(nursery, self._forest, reading, self._requests, self._log)
             listener = None
             mounter: Mounter | None = None
             try:
@@ -160,7 +161,9 @@ class _Worker:
                         await mounter.shutdown()
                 session.stop()
                 nursery.cancel_scope.cancel()
-                session.close(unmount=True)
+                if not session.close():
+                    # A thread of it still waits for the kernel: the process takes both along.
+                    unmount(self._role.directory / "fuse", lazy=True)
                 if listener is not None:
                     with contextlib.suppress(OSError):
                         (self._role.directory / SOCKET_NAME).unlink()

@@ -29,7 +29,7 @@ _NOTIFY_SECONDS: Final = 5.0
 class FuseSession:
     """The session of this process. ``mount`` and ``run`` once each, in this order."""
 
-    def __init__(self, forest: Forest, reading: Reading, requests: Requests, log: RequestLog) -> None:
+    def __init__(self, nursery: trio.Nursery, forest: Forest, reading: Reading, requests: Requests, log: RequestLog) -> None:
         """``requests`` counts what the kernel asks."""
         self._forest = forest
         self._reading = reading
@@ -37,6 +37,8 @@ class FuseSession:
         self._log = log
         self._agreed = trio.Event()
         self._mounted = False
+        self._nursery = nursery
+        self._notifying = 0
 
     def mount(self, mountpoint: Path, *, everybody: bool) -> None:
         """Mount at ``mountpoint``; ``everybody`` lets users other than this one in (root only). ``MountError`` if the kernel refuses."""
@@ -74,23 +76,32 @@ class FuseSession:
         if self._mounted:
             pyfuse3.terminate()
 
-    def close(self, *, unmount: bool) -> None:
-        """Release the session, after ``run`` has returned."""
+    def close(self) -> bool:
+        """Unmount and release the session, after ``run`` has returned; False if a thread still uses it: then it is left as it is."""
+        if self._notifying:
+            return False
         if self._mounted:
             self._mounted = False
-            pyfuse3.close(unmount=unmount)
+            pyfuse3.close(unmount=True)
+        return True
 
     def show(self, number: int, image: Image) -> Slot:
         """Show an image as ``trees/<manifest>``."""
         return self._forest.add(number, image)
 
-    async def hide(self, slot: Slot) -> None:
-        """Take an image out, and let the kernel drop what it has of it."""
+    def hide(self, slot: Slot) -> None:
+        """Take an image out, and let the kernel drop what it has of it, which takes seconds where that is much: nobody waits for it."""
         self._forest.drop(slot)
         self._reading.forget(slot)
-        with trio.move_on_after(_NOTIFY_SECONDS):
-            await trio.to_thread.run_sync(_invalidate, slot.name, abandon_on_cancel=True)
         slot.image.close()
+        self._nursery.start_soon(self._drop_cached, slot.name)
+
+    async def _drop_cached(self, name: bytes) -> None:
+        self._notifying += 1
+        # A handler must not do this, nor the thread that runs them: the kernel may ask something before it answers.
+        await trio.to_thread.run_sync(_invalidate, name, abandon_on_cancel=True)
+        # Not in a finally: a thread that was abandoned still uses the session.
+        self._notifying -= 1
 
 
 def _invalidate(name: bytes) -> None:
