@@ -82,6 +82,12 @@ def run_daemon(role: Role, ready: Callable[[], None]) -> None:
         store = open_store(role.config.store)
         try:
             trio.run(_Worker(role, store, table, log, ready).main)
+        except Exception as error:
+            # Nurseries wrap what ends them in groups.
+            found = describe_failure(error)
+            if type(found) is DaemonError:
+                log.exception("daemon_bug")
+            raise found from error
         finally:
             store.close()
     finally:
@@ -213,4 +219,4 @@ def describe_failure(error: BaseException) -> ImageFSError:
     """Return the error that a start met, also out of the groups that nurseries make."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    return error if isinstance(error, ImageFSError) else DaemonError(f"the daemon could not start: {type(error).__name__}: {error}")
+    return error if isinstance(error, ImageFSError) else DaemonError(f"the daemon met a bug: {type(error).__name__}: {error}")

@@ -270,3 +270,12 @@ def test_names_with_spaces_and_odd_bytes_work(place: Place, image: str) -> None:
 def test_memory_of_an_idle_daemon_is_small(place: Place, image: str) -> None:
     client.mount(place.config, mountpoint=place.mountpoint(), manifest=image)
     assert client.stats(place.config)["rss_bytes"] < 60 << 20
+
+
+def test_a_daemon_that_cannot_mount_says_why_and_leaves_nothing(place: Place, image: str) -> None:
+    directory = place.config.instance_dir()
+    directory.mkdir(parents=True, mode=0o700)
+    (directory / "fuse").write_bytes(b"not a directory")
+    with pytest.raises(DaemonError, match="FileExistsError"):
+        client.mount(place.config, mountpoint=place.mountpoint(), manifest=image)
+    assert place.mounted() == []
