@@ -167,15 +167,22 @@ def _old_sparse(*segments: tuple[int, int], real: int, stored: int) -> bytes:
     return bytes(block) + t.pad(bytes(stored))
 
 
+_PARTS: Final = ("manifest", "config", "layer")
+
+
+def _spoiled(part: str, spoil: Callable[[Path], object], *exits: int) -> Hostile:
+    """Write a good layout, then let ``spoil`` at the blob of one of its parts."""
+    return _changed(lambda made: _ignore(spoil(_blob_of(made, part))), *exits)
+
+
+def _flipped(part: str, place: int) -> Hostile:
+    return _spoiled(part, lambda path: flip(path, place))
+
+
 _BLOBS: Final[dict[str, Hostile]] = {
-    f"flipped_{kind}_{place}": _changed(lambda made, kind=kind, place=place: flip(_blob_of(made, kind), place))  # type: ignore[misc]
-    for kind in ("manifest", "config", "layer")
-    for place in (0, 150, -1)
-} | {
-    **{
-        f"missing_{kind}": _changed(lambda made, kind=kind: _blob_of(made, kind).unlink(), 3, 6) for kind in ("manifest", "config", "layer")
-    },  # type: ignore[misc]
-    **{f"empty_{kind}": _changed(lambda made, kind=kind: os.truncate(_blob_of(made, kind), 0)) for kind in ("manifest", "config", "layer")},  # type: ignore[misc]
+    **{f"flipped_{part}_{place}": _flipped(part, place) for part in _PARTS for place in (0, 150, -1)},
+    **{f"missing_{part}": _spoiled(part, Path.unlink, 3, 6) for part in _PARTS},
+    **{f"empty_{part}": _spoiled(part, lambda path: os.truncate(path, 0)) for part in _PARTS},
     "digest_lies": _layers(Layer(GOOD, digest=sha256(b"something else"))),
     "diff_id_lies": _layers(Layer(GOOD, diff_id=sha256(b"something else"))),
     "diff_id_lies_plain": _layers(Layer(GOOD, "", diff_id=sha256(b"something else"))),

@@ -262,7 +262,7 @@ class Listing:
         self._stream = ctypes.c_void_p(_LIBC.fdopendir(os.open(path, os.O_RDONLY | os.O_DIRECTORY)))
 
     def rest(self, limit: int = 1 << 30) -> list[bytes]:
-        names = []
+        names: list[bytes] = []
         while len(names) < limit and (entry := _LIBC.readdir(self._stream)):
             names.append(_Entry.from_address(entry).name)
         return names

@@ -42,8 +42,8 @@ def full_tree(root: Path) -> Path:
     os.mkfifo(root / "var/fifo", 0o640)
     os.mknod(root / "var/null", 0o20666, os.makedev(1, 3))
     os.mknod(root / "var/disk", 0o60660, os.makedev(259, 70_000))
-    for name in (b"\xe9t\xe9", b"n" * 255, b"new\nline", b"-rf"):
-        Path(os.fsdecode(here + b"/var/" + name)).write_bytes(name)
+    for raw in (b"\xe9t\xe9", b"n" * 255, b"new\nline", b"-rf"):
+        Path(os.fsdecode(here + b"/var/" + raw)).write_bytes(raw)
     deep = root
     for _ in range(15):
         deep /= "d" * 200
