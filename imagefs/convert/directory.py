@@ -40,8 +40,11 @@ class DirSource:
 
     def __init__(self, root: Path, platform: Target) -> None:
         """``platform`` is what the image is said to be for."""
-        if not root.is_dir():
-            raise SourceError(f"{root} is not a directory" if root.exists() else f"there is no {root}")
+        try:
+            if not root.is_dir():
+                raise SourceError(f"{root} is not a directory" if root.exists() else f"there is no {root}")
+        except PermissionError:
+            raise AccessError(f"this user may not look for {root}") from None
         # A symbolic link there is what the user named; from here on none is followed.
         self._root = os.fsencode(root.resolve())
         self.platform = platform

@@ -19,7 +19,7 @@ from imagefs.convert.archive import ArchiveFiles, DirectoryFiles, Files
 from imagefs.convert.directory import DirSource
 from imagefs.convert.platforms import Target, best, parse, this_machine
 from imagefs.convert.stream import PLAIN, LayerBlob, compression_of
-from imagefs.errors import ImageFSError, LimitError, NotFoundError, SourceError, UnsupportedError, UsageError
+from imagefs.errors import AccessError, ImageFSError, LimitError, NotFoundError, SourceError, UnsupportedError, UsageError
 from imagefs.format.manifest import check_depth
 
 _DOCUMENT_MAX: Final = 4 * 1024 * 1024
@@ -169,9 +169,11 @@ def _split(rest: str) -> tuple[Path, str | None]:
 
 
 def _exists(path: Path) -> bool:
-    """Like ``Path.exists``, which raises for a path that is too long to be one."""
+    """Like ``Path.exists``, which raises for a path that is too long to be one. ``AccessError`` if this user cannot know."""
     try:
         return path.exists()
+    except PermissionError:
+        raise AccessError(f"this user may not look for {str(path)[:200]}") from None
     except OSError:
         return False
 
@@ -180,7 +182,7 @@ def _sniff(spec: str) -> tuple[str, str]:
     """Look into a bare path: an OCI layout, another directory, an OCI archive, or what ``docker save`` writes."""
     path, _ = _split(spec)
     if _exists(path) and path.is_dir():
-        return ("oci", spec) if (path / "oci-layout").exists() or (path / "index.json").exists() else ("dir", spec)
+        return ("oci", spec) if _exists(path / "oci-layout") or _exists(path / "index.json") else ("dir", spec)
     if not _exists(path):
         raise SourceError(
             f"there is no {str(path)[:200]}",

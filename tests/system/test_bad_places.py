@@ -11,7 +11,7 @@ import pytest
 
 from tests.corpus import rawtar as t
 from tests.corpus.features import ROOT, noise
-from tests.corpus.oci import simple
+from tests.corpus.oci import pack_directory, simple
 from tests.system.test_bad_input import clear_message
 from tests.system.world import World, detach, require, wait_until
 
@@ -124,6 +124,17 @@ def test_store_read_only(user_world: World, source: str) -> None:
     refused(user_world, {STORE, ACCESS}, "convert", f"oci:{other}", "other")
     refused(user_world, {STORE, ACCESS}, "rm", "mine")
     assert "mine" in user_world.run("images").out
+
+
+def test_source_that_may_not_be_read(user_world: World) -> None:
+    """It is there: to say that it is not would send its owner looking in the wrong place."""
+    hidden = user_world.root / "hidden"
+    hidden.mkdir(mode=0o700)
+    source = simple(hidden / "layout", t.archive(ROOT, t.file(b"a", b"1")))
+    archive = user_world.root / "image.tar"
+    pack_directory(source, archive).chmod(0)
+    for spec in (f"oci:{source}", str(source), f"dir:{hidden}", f"dir:{source}", str(hidden), f"oci-archive:{archive}", str(archive)):
+        assert "may not" in refused(user_world, ACCESS, "convert", spec, "a")
 
 
 def test_mountpoint_missing(world: World) -> None:

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +13,7 @@ import blake3
 import pytest
 import zstandard
 
+from imagefs.format.objectmap import ObjectMap
 from tests.corpus import rawtar as t
 from tests.corpus.features import ROOT, noise
 from tests.corpus.oci import simple
@@ -44,7 +45,7 @@ def seen(world: World) -> set[str]:
 
 
 def check_published(world: World) -> None:
-    """Check, with nothing of the project's own, that all that a published manifest names is there and is what its name says."""
+    """Check that all that a published manifest names, and all that its object map names, is there and is what its name says."""
     for key, raw in world.published().items():
         if key.startswith("refs/"):
             continue
@@ -54,6 +55,9 @@ def check_published(world: World) -> None:
             stored = (world.store / "blobs" / manifest[kind]["digest"]).read_bytes()
             blob = zstandard.ZstdDecompressor().decompressobj().decompress(stored)
             assert blake3.blake3(blob).hexdigest() == manifest[kind]["digest"]
+            if kind == "objects":
+                found = ObjectMap(blob)
+                assert all((world.store / "packs" / found.pack(number).digest.hex()).exists() for number in range(found.pack_count))
     for path in (world.store / "packs").iterdir():
         assert blake3.blake3(path.read_bytes()).hexdigest() == path.name
 
@@ -61,17 +65,23 @@ def check_published(world: World) -> None:
 def killed_after(world: World, source: Path, files: int) -> bool:
     """Convert, and kill it as soon as the store has ``files`` more files; False if it was done before that."""
     before = len(seen(world))
+    return killed_when(world, source, lambda: len(seen(world)) >= before + files)
+
+
+def killed_when(world: World, source: Path, condition: Callable[[], bool]) -> bool:
+    """Convert, and kill it as soon as ``condition`` holds; False if it was done before that."""
     process = world.start("convert", f"oci:{source}", "test", "--jobs", "2")
     deadline = time.monotonic() + 60
     try:
-        while len(seen(world)) < before + files and process.poll() is None:
+        while not condition() and process.poll() is None:
             assert time.monotonic() < deadline, "neither done nor killed"
         return process.poll() is None
     finally:
         if process.poll() is None:
             end(process, signal.SIGKILL)
         else:
-            process.communicate(timeout=10)
+            out, err = process.communicate(timeout=10)
+            assert process.returncode == 0, out + err
 
 
 def test_killed_at_any_point(source: Path, digest: tuple[str, int], imagefs: World, tmp_path: Path) -> None:
@@ -110,6 +120,19 @@ def test_killed_in_a_new_store(files: int, source: Path, digest: tuple[str, int]
     figures = imagefs.convert(f"oci:{source}", "test")
     assert figures["manifest"] == digest[0]
     assert imagefs.leftovers() == []
+
+
+@pytest.mark.parametrize("folder", ["packs", "blobs", "manifests", "refs"])
+def test_killed_at_the_first_sign_of(folder: str, source: Path, digest: tuple[str, int], imagefs: World) -> None:
+    """What a reader goes through from the ref down must be there in the opposite order: what is named is written before what names it."""
+    place = imagefs.store / folder
+    killed_when(imagefs, source, lambda: place.exists() and any(names for _, _, names in os.walk(place)))
+    published = imagefs.published()
+    refs = [json.loads(raw)["manifest"] for key, raw in published.items() if key.startswith("refs/")]
+    assert {f"manifests/{name}" for name in refs} <= published.keys()
+    check_published(imagefs)
+    assert imagefs.convert(f"oci:{source}", "test")["manifest"] == digest[0]
+    check_published(imagefs)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
