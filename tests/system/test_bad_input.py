@@ -19,7 +19,7 @@ from imagefs.store.opening import open_store
 from imagefs.store.refs import Ref
 from tests.corpus import rawtar as t
 from tests.corpus.features import ROOT
-from tests.corpus.hostile import BOMB_BYTES, HOSTILE, flip, small_archive, small_docker_archive
+from tests.corpus.hostile import BOMB_BYTES, GOOD, HOSTILE, flip, small_archive, small_docker_archive
 from tests.corpus.oci import simple
 from tests.system.world import World
 
@@ -117,6 +117,13 @@ def test_flipped_bits_all_over(kind: str, bench: Bench, tmp_path: Path) -> None:
         except ImageFSError as error:
             assert error.exit_code in {3, 4, 6, 14}, (place, error.message)  # noqa: PT017 # either is right
         bench.check_clean(before)
+
+
+@pytest.mark.parametrize("name", ["flipped_layer_150", "diff_id_lies", "gzip_ends_early", "size_too_small"])
+def test_lies_about_a_layer_that_the_store_knows(name: str, bench: Bench, tmp_path: Path) -> None:
+    """That the same layer was found right once is no reason to believe what is said of it, or its bytes, the next time."""
+    bench.convert(f"oci:{simple(tmp_path / 'good', GOOD)}", "good")
+    assert bench.refused(HOSTILE[name].make(tmp_path)).exit_code == 3
 
 
 ONE_OF_EACH = [
