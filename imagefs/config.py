@@ -92,7 +92,7 @@ def store_path(url: str) -> Path | None:
 def parse_size(text: str | int) -> int:
     """Read a size in bytes such as ``536870912``, ``512MiB`` or ``1.5G`` (units are powers of 1024); ``ValueError`` otherwise."""
     if isinstance(text, bool):
-        raise ValueError(text)
+        raise ValueError(text)  # noqa: TRY004 - to a caller it is a value like any other that is no size
     if isinstance(text, int):
         return text
     match = _SIZE.fullmatch(text.strip())

@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from imagefs.convert.builder import ContentBuilder
@@ -93,11 +93,19 @@ class _Conversion:
     """The state of one conversion: where layers are read and what was read."""
 
     def __init__(
-        self, source: Source | DirSource, builder: ContentBuilder, clock: _Clock, limits: Limits, progress: Callable[[Progress], None]
+        self,
+        source: Source | DirSource,
+        builder: ContentBuilder,
+        known: KnownPacks,
+        *,
+        clock: _Clock,
+        limits: Limits,
+        progress: Callable[[Progress], None],
     ) -> None:
         self.source = source
         self.builder = builder
         self.clock = clock
+        self._known = known
         self._limits = limits
         self._progress = progress
         self._total = source.total_bytes
@@ -140,6 +148,8 @@ class _Conversion:
             self.bytes_in = self._done
             return
         layer = self.source.layers[index]
+        if self._known.checked(layer.digest, layer.diff_id):
+            layer = replace(layer, diff_id=None)
         with LayerStream(layer, self._limits) as stream:
             reader = TarReader(self._told(stream))
             for entry in reader:
@@ -185,7 +195,7 @@ def convert(
         with clock.stage("known"), tempfile.TemporaryDirectory(prefix="imagefs-convert-") as scratch:
             known = KnownPacks.load(store, Path(scratch))
         with ContentBuilder(store, known, jobs=jobs, level=level) as builder:
-            conversion = _Conversion(opened, builder, clock, limits or Limits(), tell)
+            conversion = _Conversion(opened, builder, known, clock=clock, limits=limits or Limits(), progress=tell)
             with clock.stage("read"):
                 layers = conversion.read_all()
             with clock.stage("flatten"):
@@ -195,6 +205,7 @@ def convert(
                 with clock.stage("reread"):
                     conversion.read_missing(layers, missing)
                     root = flatten(layers)
+            layers.clear()
             tell(Progress("publish", opened.total_bytes, opened.total_bytes))
             return _publish(conversion, ref, store, root)
 

@@ -1,4 +1,4 @@
-"""What the store has already: the packs of its images, found by the run of frames that they hold.
+"""What the store has already: the packs of its images, found by the run of frames that they hold, and which layers were checked.
 
 A converter that meets the same run of frames again takes pack, offsets and lengths from an older image's object map instead of
 compressing. This changes the work, never the result: the same run gives the same pack on every machine.
@@ -28,6 +28,7 @@ class KnownPacks:
         """Know nothing yet."""
         self._store = store
         self._rows: dict[bytes, tuple[ObjectMap, int]] = {}
+        self._diff_ids: dict[str, str] = {}
 
     @classmethod
     def load(cls, store: ObjectStore, scratch: Path) -> "KnownPacks":
@@ -38,6 +39,7 @@ class KnownPacks:
         for info in newest:
             try:
                 manifest = get_manifest(store, info.key.removeprefix("manifests/"))
+                known._diff_ids |= {layer.digest: layer.diff_id for layer in manifest.layers if layer.diff_id}
                 if manifest.objects.digest in seen:
                     continue
                 seen.add(manifest.objects.digest)
@@ -56,6 +58,14 @@ class KnownPacks:
         path.unlink()
         for number in range(object_map.pack_count):
             self._rows.setdefault(object_map.pack(number).key, (object_map, number))
+
+    def checked(self, digest: str, diff_id: str | None) -> bool:
+        """Say whether a blob of this ``digest`` was found to have this ``diff_id`` when an image that the store has was made.
+
+        The blob's digest settles its content, so what it unpacks to need not be hashed again: that is two fifths of the work of reading a
+        layer. Were the store lied to, a config with a wrong diff-id would pass; content would still be what the digest says.
+        """
+        return diff_id is not None and self._diff_ids.get(digest) == diff_id
 
     def find(self, key: bytes) -> tuple[bytes, int, list[FrameEntry]] | None:
         """Return (digest, stored size, frames) of the pack with this ``key``, if it is known *and* still in the store."""

@@ -52,7 +52,8 @@ class Blob(Protocol):
 class LayerBlob:
     """A layer as the image names it.
 
-    ``digest`` and ``diff_id`` are ``algorithm:hex``, ``digest`` is ``""`` where the image names none; ``size`` is the blob's bytes.
+    ``digest`` and ``diff_id`` are ``algorithm:hex``, ``digest`` is ``""`` where the image names none, ``diff_id`` None where
+    it need not be checked; ``size`` is the blob's bytes.
     """
 
     media_type: str
@@ -139,13 +140,14 @@ class LayerStream:
 
     def _copy(self, blob: Blob) -> None:
         layer = self._layer
-        plain = hashlib.new((layer.diff_id or "sha256:").partition(":")[0])
+        plain = hashlib.new(layer.diff_id.partition(":")[0]) if layer.diff_id is not None else None
         with _Hasher() as hasher:
             source = _Hashed(blob, (layer.digest or "sha256:").partition(":")[0], self, hasher)
             for chunk in _decompress(source, layer):
                 self.bytes_out += len(chunk)
                 self._check_limits()
-                hasher.update(plain, chunk)
+                if plain is not None:
+                    hasher.update(plain, chunk)
                 self._put(chunk)
                 if self._stop.is_set():
                     return
@@ -156,7 +158,7 @@ class LayerStream:
             raise SourceError(f"layer {layer.digest} has {self.bytes_in} bytes, not the {layer.size} that the image says")
         if layer.digest and source.hash.hexdigest() != layer.digest.partition(":")[2]:
             raise SourceError(f"layer {layer.digest} is damaged: its bytes do not have that digest", hint="make or fetch the archive again")
-        if layer.diff_id is not None and plain.hexdigest() != layer.diff_id.partition(":")[2]:
+        if layer.diff_id is not None and plain is not None and plain.hexdigest() != layer.diff_id.partition(":")[2]:
             raise SourceError(f"layer {layer.digest} does not have the diff-id {layer.diff_id} that the image's config says")
 
     def _check_limits(self) -> None:

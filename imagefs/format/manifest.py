@@ -55,7 +55,8 @@ class Layer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """An image: its tree, its object map and what it came with.
 
-    ``files`` counts the regular files and ``bytes`` adds up their logical sizes, a hard link once; ``frame_size`` is the bytes of content in
+    ``files`` counts what is no directory and ``bytes`` adds up the files' logical sizes, a hard link once; ``frame_size`` is the bytes of
+    content in
     a frame, at most. ``layers`` has the bottom one first.
     """
 
@@ -85,7 +86,10 @@ _head_decoder: Final = msgspec.json.Decoder(_Head)
 
 
 def encode(manifest: Manifest) -> bytes:
-    """Return the one spelling of ``manifest``. ``LimitError`` if it is too large or too deep, ``UnsupportedError`` if JSON cannot hold it."""
+    """Return the one spelling of ``manifest``.
+
+    ``LimitError`` if it is too large or too deep, ``UnsupportedError`` if JSON cannot hold it.
+    """
     try:
         data = _encoder.encode(manifest) + b"\n"
     except (TypeError, ValueError, OverflowError, RecursionError) as error:

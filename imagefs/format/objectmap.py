@@ -159,7 +159,17 @@ def _section_starts(objects: int, extents: int, frames: int, packs: int) -> tupl
 class ObjectMap:
     """A map read in place from ``buffer``, which it keeps and which nobody changes."""
 
-    __slots__ = ("_buffer", "_extents_at", "_frames_at", "_objects_at", "_packs_at", "extent_count", "frame_count", "object_count", "pack_count")
+    __slots__ = (
+        "_buffer",
+        "_extents_at",
+        "_frames_at",
+        "_objects_at",
+        "_packs_at",
+        "extent_count",
+        "frame_count",
+        "object_count",
+        "pack_count",
+    )
 
     def __init__(self, buffer: MapBuffer) -> None:
         """Check the header. ``IntegrityError`` if this is no object map or not all of one, ``UnsupportedError`` for another version."""
@@ -220,13 +230,12 @@ class ObjectMap:
         return None
 
     def extents(self, row: ObjectRow, start: int, end: int) -> list[Extent]:
-        """Return the extents that cover bytes ``start`` to ``end`` (exclusive, cut to the object's size) of an object of this map, in order.
+        """Return the extents that cover bytes ``start`` to ``end`` (exclusive, cut to the object's size) of an object, in order.
 
         Together they cover the range without a gap, and each lies inside its frame; ``IntegrityError`` if the map says otherwise.
         """
         digest, size, first, count = row
-        if end > size:
-            end = size
+        end = min(end, size)
         if not 0 <= start < end:
             return []
         buffer, base, frames_at, frame_count = self._buffer, self._extents_at, self._frames_at, self.frame_count
@@ -242,7 +251,9 @@ class ObjectMap:
             if frame == HOLE:
                 if frame_offset:
                     break
-            elif frame >= frame_count or frame_offset + length > _LENGTH.unpack_from(buffer, frames_at + frame * FRAME_SIZE + _LENGTH_AT)[0]:
+            elif (
+                frame >= frame_count or frame_offset + length > _LENGTH.unpack_from(buffer, frames_at + frame * FRAME_SIZE + _LENGTH_AT)[0]
+            ):
                 break
             found.append(extent)
             position = offset + length

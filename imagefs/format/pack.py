@@ -7,7 +7,8 @@ Invariants:
 - a frame holds 1 to ``MAX_FRAME`` bytes of content and never takes more bytes stored than as content;
 - a parsed trailer lists frames that lie back to back inside the pack, whatever the bytes were: all counts and lengths are bounded by the
   pack's size before anything is allocated for them;
-- a decoded frame has the length and the digest that were asked for, or ``IntegrityError`` is raised; decoding never allocates more than ``MAX_FRAME``.
+- a decoded frame has the length and the digest that were asked for, or ``IntegrityError`` is raised; decoding never allocates more than
+  ``MAX_FRAME``.
 
 What does not live here: where frames and packs end (``imagefs.convert.builder``), and reading packs from a store.
 """

@@ -7,15 +7,18 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from imagefs.convert.builder import FRAME_SIZE, OWN_PACKS_FROM, Built, ContentBuilder
+from imagefs.convert.builder import OWN_PACKS_FROM, Built, ContentBuilder
 from imagefs.convert.entry import Content
 from imagefs.convert.known import KnownPacks
+from imagefs.convert.pieces import FRAME_SIZE
 from imagefs.digest import digest_of
 from imagefs.errors import StoreFullError
+from imagefs.format.manifest import BlobName, Layer, Manifest, Platform
 from imagefs.format.objectmap import HOLE, build_object_map
 from imagefs.format.pack import decode_frame
 from imagefs.format.tree import INLINE_MAX
 from imagefs.store.base import ByteRange, ObjectStore, pack_key
+from imagefs.store.images import put_blob, put_manifest
 from imagefs.store.opening import open_store
 
 
@@ -190,3 +193,28 @@ def test_a_full_store_stops_the_conversion(store: ObjectStore, monkeypatch: pyte
 def _add_for_ever(builder: ContentBuilder, data: bytes) -> None:
     for _ in range(10_000):
         builder.add(len(data), [data])
+
+
+def test_a_diff_id_that_was_checked_is_known_for_that_blob_alone(tmp_path: Path, store: ObjectStore) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    layers = [Layer("type", "sha256:" + "1" * 64, "sha256:" + "2" * 64)]
+    blob = put_blob(store, build_object_map([], []))[0]
+    name = BlobName(blob, len(build_object_map([], [])))
+    manifest = Manifest(
+        tree=name,
+        objects=name,
+        platform=Platform("linux", "amd64"),
+        config={},
+        annotations={},
+        layers=layers,
+        files=0,
+        bytes=0,
+        frame_size=1,
+    )
+    put_manifest(store, manifest)
+    known = KnownPacks.load(store, source)
+    assert known.checked("sha256:" + "1" * 64, "sha256:" + "2" * 64)
+    assert not known.checked("sha256:" + "1" * 64, "sha256:" + "3" * 64)
+    assert not known.checked("sha256:" + "2" * 64, "sha256:" + "2" * 64)
+    assert not known.checked("sha256:" + "1" * 64, None)
