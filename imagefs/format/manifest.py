@@ -56,8 +56,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """An image: its tree, its object map and what it came with.
 
     ``files`` counts what is no directory and ``bytes`` adds up the files' logical sizes, a hard link once; ``frame_size`` is the bytes of
-    content in
-    a frame, at most. ``layers`` has the bottom one first.
+    content in a frame, at most. ``layers`` has the bottom one first.
     """
 
     tree: BlobName
