@@ -5,8 +5,8 @@ An interface comment here is a contract; ``tests/store/conformance.py`` holds ev
 Guarantees that every implementation gives:
 
 - all methods are plain blocking functions, safe from many threads at once;
-- ``put_if_absent`` and ``replace`` are atomic and durable when they return: a reader sees all of the bytes or no key, also after a
-  crash at any point;
+- ``put_if_absent`` and ``replace`` are atomic: a reader sees all of the bytes or no key, also after a crash at any point;
+- when ``replace`` returns, it is durable, and so is everything whose ``put_if_absent`` returned before it was called;
 - ``get`` returns exactly the bytes asked for, or raises; it does *not* verify digests: its callers do;
 - errors are ``NotFoundError``, ``ConflictError``, ``StoreFullError``, ``AccessError``, ``DeadlineError`` and ``StoreError``, nothing else.
 

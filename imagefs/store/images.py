@@ -18,6 +18,7 @@ from imagefs.store.base import ByteRange, ObjectStore, blob_key, manifest_key
 
 BLOB_LEVEL: Final = 3
 _STEP: Final = 4 * 1024 * 1024
+_BITE: Final = 4096
 
 
 def put_blob(store: ObjectStore, raw: Buffer) -> tuple[str, int]:
@@ -68,9 +69,11 @@ def _blob_chunks(store: ObjectStore, name: str, size: int) -> Iterator[bytes]:
     try:
         for start in range(0, stored, _STEP):
             piece = store.get(key, ByteRange(start, min(start + _STEP, stored)))
-            # Small bites bound what one call may inflate to, whatever the bytes are.
-            for at in range(0, len(piece), 65536):
-                data = decompressor.decompress(piece[at : at + 65536])
+            # Small bites bound what one call may inflate to, whatever the bytes are: zstd makes 128 KiB of four bytes.
+            if decompressor.eof:
+                break
+            for at in range(0, len(piece), _BITE):
+                data = decompressor.decompress(piece[at : at + _BITE])
                 seen += len(data)
                 if seen > size:
                     raise IntegrityError(f"blob {name} is longer than the {size} bytes that its manifest says")
@@ -80,6 +83,8 @@ def _blob_chunks(store: ObjectStore, name: str, size: int) -> Iterator[bytes]:
                     held = data
     except zstandard.ZstdError as error:
         raise IntegrityError(f"blob {name} is damaged: {error}") from error
+    if not decompressor.eof or decompressor.unused_data or start + _STEP < stored:
+        raise IntegrityError(f"blob {name} is damaged: it is cut off, or has something behind its end")
     if seen != size or hasher.digest().hex() != name:
         raise IntegrityError(f"blob {name} is damaged: its bytes do not have that digest")
     yield held

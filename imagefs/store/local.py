@@ -241,19 +241,22 @@ class LocalStore:
 
     def sweep(self) -> None:
         """Remove what writers that were killed left under ``tmp/``."""
-        try:
-            with os.scandir(self._root / _TMP) as entries:
-                names = [entry.path for entry in entries if entry.name != "lock"]
-            for name in names:
-                descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    os.unlink(name)  # noqa: PTH108
-                finally:
-                    os.close(descriptor)
-        except OSError:
-            # Another writer's file, or one that somebody else has just removed: not ours to clean.
-            return
+        with suppress(OSError), os.scandir(self._root / _TMP) as entries:
+            for entry in entries:
+                if entry.name != "lock":
+                    # Another living writer's file, or one that somebody else has just removed, is not ours to clean.
+                    with suppress(OSError):
+                        _remove_abandoned(entry.path)
+
+
+def _remove_abandoned(path: str) -> None:
+    """Remove a file that no living writer has locked; ``OSError`` if one has."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.unlink(path)  # noqa: PTH108
+    finally:
+        os.close(descriptor)
 
 
 def _write_all(descriptor: int, parts: Sequence[Buffer]) -> None:
@@ -283,7 +286,7 @@ def _errors(what: str) -> Iterator[None]:
         raise
     except OSError as error:
         code = error.errno
-        if code in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+        if code in {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP}:
             raise NotFoundError(f"the store has no {what}") from error
         if code in (errno.ENOSPC, errno.EDQUOT):
             raise StoreFullError(
