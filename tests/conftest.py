@@ -1,6 +1,7 @@
 """Shared fixtures: worlds (a store, a cache and a runtime below ``tmp_path``) and ``require`` for what a machine may lack."""
 
 import stat
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,6 +9,10 @@ import pytest
 
 from tests.system.world import World
 from tests.system.world import require as require_feature
+
+# Started in the background by a shell, this process ignores SIGINT and so would every command that it starts: some are to be interrupted.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(name="require", scope="session")
