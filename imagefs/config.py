@@ -102,18 +102,24 @@ def parse_size(text: str | int) -> int:
     return int(number) << _UNITS[unit] if "." not in number else int(float(number) * (1 << _UNITS[unit]))
 
 
+def root_defaults() -> dict[str, str]:
+    """Return where root keeps things unless told otherwise, by setting name."""
+    return {"store": "/var/lib/imagefs/store", "cache": "/var/cache/imagefs", "runtime": "/run/imagefs"}
+
+
 def _defaults(env: Mapping[str, str]) -> dict[str, Any]:
     """Root uses the system's directories, everybody else those of the XDG specification."""
     if os.geteuid() == 0:
-        store, cache, runtime = "/var/lib/imagefs/store", "/var/cache/imagefs", "/run/imagefs"
+        places = root_defaults()
     else:
         home = env.get("HOME") or str(Path.home())
-        store = (env.get("XDG_DATA_HOME") or f"{home}/.local/share") + "/imagefs/store"
-        cache = (env.get("XDG_CACHE_HOME") or f"{home}/.cache") + "/imagefs"
-        # Not below /tmp: there another user could have made the directory first.
-        runtime = (env.get("XDG_RUNTIME_DIR") or f"{home}/.local/state") + "/imagefs"
-    declared = {field.name: field.default for field in fields(Config)}
-    return declared | {"store": store, "cache": cache, "runtime": runtime}
+        places = {
+            "store": (env.get("XDG_DATA_HOME") or f"{home}/.local/share") + "/imagefs/store",
+            "cache": (env.get("XDG_CACHE_HOME") or f"{home}/.cache") + "/imagefs",
+            # Not below /tmp: there another user could have made the directory first.
+            "runtime": (env.get("XDG_RUNTIME_DIR") or f"{home}/.local/state") + "/imagefs",
+        }
+    return {field.name: field.default for field in fields(Config)} | places
 
 
 def _toml_path(flag: str | Path | None, env: Mapping[str, str]) -> tuple[Path, bool]:

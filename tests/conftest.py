@@ -1,7 +1,7 @@
 """Shared fixtures: worlds (a store, a cache and a runtime below ``tmp_path``) and ``require`` for what a machine may lack."""
 
-import stat
 import signal
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 

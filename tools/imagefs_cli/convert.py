@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 import click
 
 from imagefs_cli import output
-from imagefs_cli.options import Invocation, command
+from imagefs_cli.options import Invocation, command, complete_source
 
 if TYPE_CHECKING:
     from imagefs.convert.convert import ConvertReport, Progress
 
 
 @command("convert", short_help="Convert a container image into the store.")
-@click.argument("source")
+@click.argument("source", shell_complete=complete_source)
 @click.argument("ref")
 @click.option("--jobs", type=click.IntRange(1, 256), default=None, help="Threads that compress (default: the number of processors).")
 @click.option(
@@ -44,7 +44,8 @@ def convert_command(invocation: Invocation, source: str, ref: str, jobs: int | N
     store = invocation.store(create=True)
     try:
         with _progress(invocation) as progress:
-            report = convert(source, name, store, jobs=jobs or os.cpu_count() or 1, level=level, platform=platform, progress=progress)
+            jobs = jobs or len(os.sched_getaffinity(0))
+            report = convert(source, name, store, jobs=jobs, level=level, platform=platform, progress=progress)
     finally:
         store.close()
     if invocation.wants_json:
@@ -61,7 +62,7 @@ def _print(report: "ConvertReport") -> None:
             ("image", report.ref),
             ("digest", report.manifest),
             ("files", f"{report.files:,} of {output.size(report.bytes_logical)}"),
-            ("read", f"{output.size(report.bytes_in)} in {report.layers} layers"),
+            ("read", output.size(report.bytes_in) + (f" in {report.layers} layers" if report.layers else "")),
             ("stored", f"{output.size(report.new_bytes)} new, {output.size(report.shared_bytes)} of {output.size(total)} was there"),
             ("index", f"{output.size(report.tree_bytes + report.map_bytes)}"),
             ("seconds", f"{sum(v for k, v in report.seconds.items() if '.' not in k):.1f}"),

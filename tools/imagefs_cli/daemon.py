@@ -1,17 +1,34 @@
 """``imagefs daemon``: run, show and stop the daemon."""
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from imagefs_cli import output
-from imagefs_cli.options import Invocation, command
+from imagefs_cli.options import GLOBAL_OPTIONS, Invocation, command
+
+if TYPE_CHECKING:
+    from imagefs.config import Config
 
 
-@click.group("daemon", short_help="Run, show or stop the daemon.", context_settings={"help_option_names": ["-h", "--help"]})
-def daemon_command() -> None:
-    """Run, show or stop the daemon. `imagefs mount` starts one by itself where none runs; that one ends with its last mount."""
+@click.group(
+    "daemon",
+    short_help="Run, show or stop the daemon.",
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.pass_context
+def daemon_command(ctx: click.Context) -> None:
+    """Run, show or stop the daemon; run it, if no command is given.
+
+    `imagefs mount` starts one by itself where none runs; that one ends with its last mount.
+    """
+    if ctx.invoked_subcommand is None:
+        _run(ctx.ensure_object(Invocation))
+
+
+daemon_command.params += GLOBAL_OPTIONS()
 
 
 def _run(invocation: Invocation) -> None:
@@ -32,12 +49,7 @@ def _status(invocation: Invocation) -> None:
     from imagefs.daemon import client
 
     config = invocation.config()
-    if os.geteuid() == 0:
-        found = [client.status(config)]
-    else:
-        found = [d for d in client.daemons(config) if d["store"] == config.store and d["cache"] == str(config.cache)] or [
-            client.status(config)
-        ]
+    found = (_own(config) if os.geteuid() != 0 else []) or [client.status(config)]
     for daemon in found:
         daemon.setdefault("worker_pid", daemon["pid"])
     if invocation.wants_json:
@@ -45,6 +57,13 @@ def _status(invocation: Invocation) -> None:
         return
     for daemon in found:
         _print(daemon)
+
+
+def _own(config: "Config") -> list[dict[str, Any]]:
+    """Return the status of each daemon of this store and cache: without root there is one for each mount."""
+    from imagefs.daemon import client
+
+    return [daemon for daemon in client.daemons(config) if daemon["store"] == config.store and daemon["cache"] == str(config.cache)]
 
 
 def _print(daemon: dict[str, Any]) -> None:
@@ -69,7 +88,7 @@ def _stop(invocation: Invocation) -> None:
         result = client.stop(config)
     else:
         result = {"mounts": 0}
-        for daemon in client.daemons(config):
+        for daemon in _own(config):
             for mount in daemon["mounts"]:
                 result["mounts"] += 1
                 client.umount(config, mount["mountpoint"])

@@ -5,7 +5,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
@@ -33,7 +33,7 @@ class Finding:
 def doctor_command(invocation: Invocation) -> int:
     """Check what this host can do: kernel features, packages, permissions, directories and the store.
 
-    Ends with 1 if something that this version needs is missing. What a later kernel would give is a warning.
+    Ends with exit code 1 if something that this version needs is missing. What a later kernel would give is a warning.
     """
     findings = list(examine(invocation))
     failed = any(finding.state == "fail" for finding in findings)
@@ -53,6 +53,8 @@ def examine(invocation: Invocation) -> Iterator[Finding]:
     yield _module("pyfuse3", "pip install pyfuse3 (needs libfuse3-dev and pkg-config)")
     yield _fuse_device()
     yield _fusermount()
+    if os.geteuid() != 0:
+        yield _allow_other()
     yield _admin()
     for name, needed, gives in (
         ("FUSE resend", (6, 9), "a new daemon process answers what the old one had not"),
@@ -93,6 +95,19 @@ def _fusermount() -> Finding:
     if os.geteuid() != 0 and not Path(path).stat().st_mode & 0o4000:
         return Finding("fusermount3", "fail", f"{path} is not setuid root", f"chmod u+s {path}, or reinstall fuse3")
     return Finding("fusermount3", "ok", path)
+
+
+def _allow_other() -> Finding:
+    """Whether others, root included, may look into a mount that this user makes."""
+    try:
+        lines = Path("/etc/fuse.conf").read_text(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    if "user_allow_other" in (line.strip() for line in lines):
+        return Finding("user_allow_other", "ok", "set in /etc/fuse.conf")
+    return Finding(
+        "user_allow_other", "warn", "not set: only this user sees what it mounts", "add a line user_allow_other to /etc/fuse.conf"
+    )
 
 
 def _admin() -> Finding:
@@ -158,24 +173,30 @@ def _directory(name: str, path: Path) -> Finding:
         there = there.parent
     if not there.is_dir():
         return Finding(name, "fail", f"{there} is not a directory", f"choose another with --{name}")
-    if not os.access(there, os.W_OK | os.X_OK):
-        return Finding(name, "fail", f"{there} cannot be written", f"choose another with --{name}, or run as its owner")
+    try:
+        # Nothing but an attempt knows of read-only file systems, full ones and the rules of security modules.
+        with tempfile.TemporaryFile(dir=there) as probe:
+            probe.write(b"imagefs")
+    except OSError as error:
+        return Finding(name, "fail", f"{there} cannot be written: {error.strerror}", f"choose another with --{name}, or run as its owner")
     usage = shutil.disk_usage(there)
     made = "" if there == path else " (will be made)"
     return Finding(name, "ok", f"{path}{made}, {output.size(usage.free)} free")
 
 
 def _store(invocation: Invocation) -> Finding:
+    """A store that cannot be used is a warning: this host may be fine, and another ``--store`` too."""
+    from imagefs.config import store_path
     from imagefs.errors import ImageFSError
 
     url = invocation.config().store
     try:
         store = invocation.store()
-        count = _count(lambda: store.list("refs/"))
+        count = sum(1 for _ in store.list("refs/"))
+        store.close()
     except ImageFSError as error:
         return Finding("store", "warn", f"{url}: {error.message}", error.hint)
+    directory = store_path(url)
+    if directory is not None and not os.access(directory, os.W_OK):
+        return Finding("store", "warn", f"{url}, {count} refs, read-only: images can be mounted, not converted", "run as its owner")
     return Finding("store", "ok", f"{url}, {count} refs")
-
-
-def _count(items: Callable[[], Iterator[object]]) -> int:
-    return sum(1 for _ in items())

@@ -37,11 +37,15 @@ def guard(run: Callable[[], object], invocation: Invocation) -> int:
     """Run a command line; return the exit code for whatever comes of it."""
     from imagefs.errors import ImageFSError
 
+    stdout = sys.stdout
     try:
         result = run()
         sys.stdout.flush()
     except click.exceptions.Exit as end:
         return end.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return EXIT_USAGE
     except click.UsageError as error:
         if error.ctx is not None and not invocation.wants_json:
             click.echo(error.ctx.get_usage(), err=True)
@@ -52,9 +56,12 @@ def guard(run: Callable[[], object], invocation: Invocation) -> int:
         click.echo("interrupted", err=True)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # Nothing more can be written: keep the interpreter from trying at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_PIPE
+        return _reader_left()
+    except SystemExit as end:
+        # Click ends a run so for a broken pipe, which it shows only by wrapping the stream, and after a completion.
+        if sys.stdout is not stdout:
+            return _reader_left()
+        return end.code if isinstance(end.code, int) else 0
     except ImageFSError as error:
         return fail(invocation, type(error).__name__, error.exit_code, error.message, error.hint)
     except Exception as error:  # noqa: BLE001 - the last resort, so that nobody sees a traceback unasked
@@ -67,14 +74,20 @@ def guard(run: Callable[[], object], invocation: Invocation) -> int:
     return result if isinstance(result, int) else 0
 
 
+def _reader_left() -> int:
+    """Keep the interpreter from trying to write what is left at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return EXIT_PIPE
+
+
 def fail(invocation: Invocation, kind: str, code: int, message: str, hint: str | None) -> int:
     """Say what went wrong, to people and, if asked, to programs; return the exit code."""
-    click.echo(f"imagefs: {message}", err=True)
-    if hint:
-        click.echo(f"  {hint}", err=True)
-    if invocation.wants_json:
-        from imagefs_cli.output import print_json
+    from imagefs_cli.output import plain, print_json
 
+    click.echo(f"imagefs: {plain(message)}", err=True)
+    if hint:
+        click.echo(f"  {plain(hint)}", err=True)
+    if invocation.wants_json:
         print_json({"error": {"type": kind, "exit_code": code, "message": message, "hint": hint}})
     return code
 

@@ -8,6 +8,7 @@ Promises:
 What a command does lives in its own module; what an error looks like in :mod:`imagefs_cli.failures`.
 """
 
+import io
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -99,5 +100,8 @@ cli = LazyGroup(
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line ``args`` (default: the process's own) and return the exit code."""
     arguments = list(sys.argv[1:] if args is None else args)
+    # A file's name need not be text in the terminal's encoding; to say it in escapes is better than to fail.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     invocation = Invocation(wants_json=failures.asks_for_json(arguments), command_line=tuple(arguments))
     return failures.guard(lambda: cli.main(arguments, prog_name="imagefs", standalone_mode=False, obj=invocation), invocation)

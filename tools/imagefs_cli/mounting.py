@@ -3,14 +3,14 @@
 import click
 
 from imagefs_cli import output
-from imagefs_cli.options import Invocation, command, complete_ref
+from imagefs_cli.options import Invocation, command, complete_directory, complete_ref
 
 
 @command("mount", short_help="Mount an image.")
 @click.argument("ref", shell_complete=complete_ref)
-@click.argument("mountpoint", type=click.Path())
+@click.argument("mountpoint", shell_complete=complete_directory)
 @click.option("--mode", type=click.Choice(["auto", "kernel", "fuse"]), default="auto", show_default=True, help="How it is served.")
-@click.option("--upper", metavar="DIR", help="A writable layer (needs kernel mode).")
+@click.option("--upper", metavar="DIR", shell_complete=complete_directory, help="A writable layer (needs kernel mode).")
 @click.option("--foreground", is_flag=True, help="Stay until it is unmounted or interrupted, and unmount then.")
 @click.option("--no-prefetch", is_flag=True, help="Fetch nothing before it is read.")
 @click.option("--no-record", is_flag=True, help="Do not record what is read.")
@@ -36,6 +36,8 @@ def mount_command(
         output.say(f"{result['mode']} mode: {result['reason']}")
     if invocation.wants_json:
         output.print_json(result)
+        # One document is all there may be, whatever follows.
+        invocation.wants_json = False
     if foreground:
         _stay(invocation, mountpoint)
 
@@ -64,7 +66,7 @@ def _stay(invocation: Invocation, mountpoint: str) -> None:
 
 
 @command("umount", short_help="Unmount an image.")
-@click.argument("mountpoint", type=click.Path())
+@click.argument("mountpoint", shell_complete=complete_directory)
 @click.option("--lazy", is_flag=True, help="Detach it now, and let go when the last user is gone.")
 def umount_command(invocation: Invocation, mountpoint: str, lazy: bool) -> None:
     """Unmount the image at MOUNTPOINT. A daemon that was started for a mount ends with its last one."""

@@ -8,24 +8,31 @@ import click
 
 
 def print_json(document: Any) -> None:
-    """Print one JSON document."""
+    """Print one JSON document, in ASCII: so it is the same whatever the terminal's encoding, and names that are not UTF-8 survive."""
     import json
 
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False, default=str))
+    click.echo(json.dumps(document, indent=2, default=str))
+
+
+def plain(text: str) -> str:
+    """Return ``text`` with what could steer a terminal escaped: names and annotations come from images that somebody else made."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() or char in "\n\t" else ascii(char)[1:-1] for char in text)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print rows in columns under a head."""
     widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
     for row in [head, *rows]:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        click.echo(plain("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()))
 
 
 def pairs(rows: Sequence[tuple[str, object]]) -> None:
     """Print names with their values."""
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
-        click.echo(f"{name.ljust(width)}  {value}")
+        click.echo(plain(f"{name.ljust(width)}  {value}"))
 
 
 def size(count: float) -> str:
@@ -39,7 +46,7 @@ def size(count: float) -> str:
 
 def say(text: str) -> None:
     """Tell a person something that is not the result."""
-    click.echo(text, err=True)
+    click.echo(plain(text), err=True)
 
 
 def on_terminal() -> bool:
