@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote_to_bytes, urlsplit
 
 from imagefs.digest import digest_of
 from imagefs.errors import UsageError
@@ -86,7 +86,12 @@ def load_config(flags: Mapping[str, Any] | None = None, environ: Mapping[str, st
 def store_path(url: str) -> Path | None:
     """Return the directory of a ``file:`` URL, or None for a store elsewhere."""
     parts = urlsplit(url)
-    return Path(unquote(parts.path)) if parts.scheme == "file" else None
+    return Path(_unquote(parts.path)) if parts.scheme == "file" else None
+
+
+def _unquote(text: str) -> str:
+    """Undo ``quote`` of a path, which need not be UTF-8."""
+    return os.fsdecode(unquote_to_bytes(text))
 
 
 def parse_size(text: str | int) -> int:
@@ -174,7 +179,7 @@ def _store(value: object, origin: str) -> str:
         parts = urlsplit(text)
         if parts.netloc not in {"", "localhost"} or not parts.path.startswith("/") or parts.query or parts.fragment:
             raise UsageError(f"{origin}: not a directory store: {text!r}", hint="write file:///absolute/path")
-        text = unquote(parts.path)
+        text = _unquote(parts.path)
     elif "://" in text:
         return text.rstrip("/")
     return "file://" + quote(os.fsencode(os.path.abspath(os.path.expanduser(text))))  # noqa: PTH100, PTH111 # Path keeps ".."

@@ -1,7 +1,8 @@
 """The command line's own promises: help is light, errors have codes, JSON is one document, and the pages say what the commands do."""
 
-import errno
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,12 +10,13 @@ from pathlib import Path
 import click
 import pytest
 
-from imagefs import errors
-from imagefs_cli import manual
+from imagefs import config, errors
+from imagefs_cli import failures, manual, options, output
 from imagefs_cli.main import COMMANDS, cli, main
 from tests.system.world import World
 
 DOCS = Path(__file__).parents[2] / "docs"
+BINARY = Path(sys.executable).parent / "imagefs"
 
 
 def every_error(base: type[errors.ImageFSError] = errors.ImageFSError) -> list[type[errors.ImageFSError]]:
@@ -61,18 +63,22 @@ def test_each_error_has_an_exit_code_of_its_own() -> None:
     assert len(set(codes)) == len(codes)
 
 
-def test_the_page_of_errors_lists_every_class() -> None:
-    page = (DOCS / "errors.md").read_text()
+@pytest.mark.parametrize("name", ["cli.md", "errors.md"])
+def test_the_pages_say_what_the_commands_and_the_errors_say(name: str) -> None:
+    assert (DOCS / name).read_text() == manual.documents()[name], "run `imagefs man --markdown --out docs`"
+
+
+def test_the_page_of_errors_lists_every_exit_code() -> None:
+    page = manual.errors_page()
     for found in every_error():
-        assert f"| {found.exit_code} | `{found.__name__}` | {_errno(found.errno)} |" in page
+        assert f"| {found.exit_code} | `{found.__name__}` |" in page
+    for code in (failures.EXIT_BUG, failures.EXIT_INTERRUPTED, failures.EXIT_PIPE):
+        assert f"| {code} | | |" in page
 
 
-def _errno(number: int) -> str:
-    return errno.errorcode[number].replace("EOPNOTSUPP", "ENOTSUP")
-
-
-def test_the_reference_page_is_what_the_commands_say() -> None:
-    assert (DOCS / "cli.md").read_text() == manual.reference(), "run `imagefs man --markdown > docs/cli.md`"
+def test_every_setting_is_described_and_log_levels_agree() -> None:
+    assert list(manual.SETTINGS) == list(config.ENVIRONMENT)
+    assert options.LOG_LEVELS == config.LOG_LEVELS
 
 
 def test_man_pages_are_written_for_each_command(tmp_path: Path) -> None:
@@ -143,28 +149,130 @@ def test_tag_inspect_and_rm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "b:2" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_scripts(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["completion", shell]) == 0
-    assert "_IMAGEFS_COMPLETE" in capsys.readouterr().out
+def test_a_reader_that_leaves_ends_the_command_quietly(imagefs: World) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [BINARY, "man", "--markdown", "--help"], env=imagefs.env, stdout=writer, stderr=subprocess.PIPE, timeout=30, check=False
+        )
+    finally:
+        os.close(writer)
+    assert done.returncode == failures.EXIT_PIPE
+    assert done.stderr == b""
 
 
-def test_bash_completes_commands_and_refs(tmp_path: Path, imagefs: World) -> None:
+def test_no_command_prints_the_help_and_ends_with_two(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == failures.EXIT_USAGE
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("Usage: imagefs")
+    assert "imagefs: Usage" not in said.err
+
+
+def test_interrupting_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("imagefs.config.load_config", interrupt)
+    assert main(["images"]) == failures.EXIT_INTERRUPTED
+
+
+def test_what_could_steer_a_terminal_is_escaped() -> None:
+    assert output.plain("plain, größe\n") == "plain, größe\n"
+    assert output.plain("\x1b]0;title\x07 \udcff") == "\\x1b]0;title\\x07 \\udcff"
+
+
+def test_a_name_that_is_not_utf8_is_no_bug(imagefs: World, tmp_path: Path) -> None:
+    place = os.fsencode(tmp_path) + b"/\xff"
+    for extra in ([], ["--json"]):
+        done = subprocess.run([BINARY, "images", "--store", place, *extra], env=imagefs.env, capture_output=True, timeout=30, check=False)
+        assert done.returncode == errors.StoreError.exit_code
+        if extra:
+            assert json.loads(done.stdout)["error"]["type"] == "StoreError"
+
+
+def test_the_daemon_group_takes_the_global_options(imagefs: World, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [BINARY, "daemon", "--runtime", tmp_path / "none", "status", "--json"],
+        env=imagefs.env,
+        capture_output=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == errors.DaemonError.exit_code
+    assert json.loads(done.stdout)["error"]["type"] == "DaemonError"
+
+
+def shell_or_skip(name: str) -> str:
+    found = shutil.which(name)
+    if found is None:
+        pytest.skip(f"no {name} here")
+    return found
+
+
+@pytest.fixture
+def refs(imagefs: World, tmp_path: Path) -> World:
     source = tmp_path / "source"
     source.mkdir()
     (source / "file").write_text("content")
-    imagefs.run("convert", f"dir:{source}", "some/image:tag")
-    binary = Path(sys.executable).parent / "imagefs"
-    for line, expected in (("imagefs conv", "convert"), ("imagefs inspect some", "some/image:tag")):
-        words = line.split()
-        env = imagefs.env | {"COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1), "_IMAGEFS_COMPLETE": "bash_complete"}
-        done = subprocess.run([binary], env=env, capture_output=True, text=True, timeout=30, check=False)
+    for tag in ("one", "two"):
+        imagefs.run("convert", f"dir:{source}", f"some/image:{tag}")
+    return imagefs
+
+
+BASH = """
+compopt() { :; }
+eval "$(imagefs completion bash)"
+COMP_LINE=$1 COMP_POINT=${#1}
+_imagefs_completion imagefs
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+
+
+@pytest.mark.parametrize(
+    "line, expected",
+    [
+        ("imagefs conv", {"convert"}),
+        ("imagefs daemon st", {"status", "stop"}),
+        ("imagefs inspect so", {"some/image:one", "some/image:two"}),
+        ("imagefs inspect some/image:t", {"two"}),  # readline replaces what follows the colon
+        ("imagefs convert oci", {"oci-archive:", "oci:"}),
+        ("imagefs convert dir:/us", {"/usr/"}),
+        ("imagefs --log-level w", {"warning"}),
+        ("imagefs mount --mode ", {"auto", "kernel", "fuse"}),
+        ("imagefs --store /nonexistent inspect ", {""}),
+    ],
+)
+def test_bash_completes(refs: World, line: str, expected: set[str]) -> None:
+    env = refs.env | {"PATH": f"{BINARY.parent}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        [shell_or_skip("bash"), "-c", BASH, "bash", line], env=env, capture_output=True, text=True, timeout=30, check=True
+    )
+    assert set(done.stdout.removesuffix("\n").split("\n")) == expected
+    assert done.stderr == ""
+
+
+def test_fish_completes(refs: World) -> None:
+    env = refs.env | {"PATH": f"{BINARY.parent}:{os.environ['PATH']}"}
+    for line, expected in (("imagefs conv", "convert"), ("imagefs inspect so", "some/image:two")):
+        script = f"imagefs completion fish | source; complete -C '{line}'"
+        done = subprocess.run([shell_or_skip("fish"), "-N", "-c", script], env=env, capture_output=True, text=True, timeout=30, check=True)
         assert expected in done.stdout
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts_parse(shell: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["completion", shell]) == 0
+    script = tmp_path / "script"
+    script.write_text(capsys.readouterr().out)
+    assert "_IMAGEFS_COMPLETE" in script.read_text()
+    subprocess.run([shell_or_skip(shell), "-n", script], timeout=30, check=True)
 
 
 def test_doctor_says_what_is_missing(imagefs: World) -> None:
     done = subprocess.run(
-        [Path(sys.executable).parent / "imagefs", "doctor", "--json"],
+        [BINARY, "doctor", "--json"],
         env=imagefs.env,
         capture_output=True,
         text=True,
