@@ -20,6 +20,7 @@ GB = 1e9
 def _unpack(archive: Path, tag: str, target: Path) -> float:
     """Unpack with umoci, which wants an OCI layout: the archive is laid out first, and not counted."""
     shutil.rmtree(target, ignore_errors=True)
+    os.sync()
     return timed("umoci", "raw", "unpack", "--image", f"{archive}:{tag}", target).wall
 
 
@@ -34,6 +35,7 @@ def bench_convert(run: Run) -> None:
         def ours() -> float:
             product = Product(tmp / f"p{next(count)}")
             product.base.mkdir()
+            os.sync()  # what another run left to be written is not this one's to wait for
             done = product.timed("convert", f"oci-archive:{image.archive}", "torch:1", "--json")
             peaks.append(done.rss)
             reports.append(json.loads(done.stdout))
@@ -59,6 +61,7 @@ def bench_convert(run: Run) -> None:
                 base = tmp / "again"
                 shutil.copytree(first.base, base)
                 product = Product(base)
+                os.sync()
                 again.append(product.timed("convert", f"oci-archive:{variant.archive}", "torch:2").wall)
                 grown = _size(product.store) - stored
                 shutil.rmtree(base)
