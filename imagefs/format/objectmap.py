@@ -215,7 +215,7 @@ class ObjectMap:
         while low < high:
             # Digests are evenly spread, so where one must be can be computed; a few such guesses do what a dozen halvings would.
             # A map made to defeat them is still halved.
-            if guesses:
+            if guesses and high - low > 8:
                 guesses -= 1
                 middle = min(low + (prefix - low_prefix) * (high - low) // (high_prefix - low_prefix + 1), high - 1)
             else:
