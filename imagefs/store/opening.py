@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 from typing import Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote_to_bytes, urlsplit
 
 import msgspec
 
@@ -57,7 +57,7 @@ def _directory_of(url: str) -> Path:
     if parts.scheme == "file":
         if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
             raise UsageError(f"{url}: a file URL has three slashes and an absolute path", hint="file:///var/lib/imagefs/store")
-        return Path(unquote(parts.path))
+        return Path(os.fsdecode(unquote_to_bytes(parts.path)))
     if parts.scheme == "s3":
         raise UnsupportedError(f"{url}: S3 stores are not in this version", hint="use a directory store: file:///DIR")
     raise UsageError(f"{url}: no store has the scheme {parts.scheme!r}", hint="use file:///DIR or s3://BUCKET/PREFIX")

@@ -118,10 +118,13 @@ def publish(store: ObjectStore, ref: Ref, manifest: str) -> None:
 
 
 def remove(store: ObjectStore, ref: Ref) -> str:
-    """Remove a ref; return the manifest it pointed at. The image's content stays."""
-    document = read(store, ref)
+    """Remove a ref, also a damaged one; return the manifest it pointed at (``""`` if that cannot be told). The image's content stays."""
+    try:
+        manifest = read(store, ref).manifest
+    except (IntegrityError, UnsupportedError):
+        manifest = ""
     store.delete(ref.key)
-    return document.manifest
+    return manifest
 
 
 def list_refs(store: ObjectStore) -> Iterator[tuple[Ref, RefDocument]]:

@@ -108,6 +108,11 @@ def test_a_url_that_is_none(url: str) -> None:
         open_store(url)
 
 
+def test_a_directory_whose_name_is_not_utf8(tmp_path: Path) -> None:
+    open_store(f"file://{tmp_path}/st%FFre", create=True).close()
+    assert os.listdir(os.fsencode(tmp_path)) == [b"st\xffre"]  # noqa: PTH208 - as bytes
+
+
 def test_two_may_make_a_store_at_once(tmp_path: Path) -> None:
     first = open_store(str(tmp_path / "store"), create=True)
     second = open_store(str(tmp_path / "store"), create=True)

@@ -94,6 +94,7 @@ def test_a_damaged_ref_is_told_and_left_out_of_lists(store: ObjectStore, documen
     with pytest.raises(expected):
         read(store, Ref.parse("bad:1"))
     assert [str(ref) for ref, _ in list_refs(store)] == ["good:1"]
+    assert remove(store, Ref.parse("bad:1")) == ""
     publish(store, Ref.parse("bad:1"), A)
     assert resolve(store, "bad:1") == A
 
