@@ -2,7 +2,8 @@
 
 Guarantees: those of :class:`~imagefs.store.base.ObjectStore`, for several writers on one host. A blob is written under ``tmp/``, made
 durable, and only then given its name with ``link(2)``, which fails if the name exists; so a key is whole or absent, whatever dies when.
-Writers that arrive together share one ``syncfs(2)``, because an ``fsync`` for each of a thousand packs costs more than compressing them.
+Writers that arrive together share one ``syncfs(2)``: a few syncs for a conversion's thousand packs. It also waits for what others have
+left to be written on that file system.
 Refs change under an ``flock``, with a rename.
 
 Assumes a local file system with hard links and ``flock``. What does not live here: which keys there are, and what is in the blobs.
@@ -16,7 +17,7 @@ import re
 import secrets
 import stat
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -27,6 +28,7 @@ from imagefs.store.base import ByteRange, KeyInfo
 
 _KEY: Final = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9._+-]*(/[A-Za-z0-9_+-][A-Za-z0-9._+-]*)*")
 _TMP: Final = "tmp"
+_TRIES: Final = 3
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -39,7 +41,7 @@ class _GroupSync:
         self._running = False
         self._started = 0
         self._finished = 0
-        self._error = 0
+        self._failed: dict[int, int] = {}
 
     def sync(self) -> None:
         """Return when everything written before this call is on the disk."""
@@ -49,21 +51,23 @@ class _GroupSync:
             while self._finished < ticket and self._running:
                 self._condition.wait(60)
             if self._finished >= ticket:
-                self._raise()
+                # The sync that served us may not be the last any more: its outcome counts, not that of a later one.
+                self._raise(ticket)
                 return
             self._running = True
-            self._started += 1
+            self._started = ticket
         error = ctypes.get_errno() or errno.EIO if _libc.syncfs(self._descriptor) else 0
         with self._condition:
             self._running = False
-            self._finished = self._started
-            self._error = error
+            self._finished = ticket
+            if error:
+                self._failed[ticket] = error
             self._condition.notify_all()
-            self._raise()
+            self._raise(ticket)
 
-    def _raise(self) -> None:
-        if self._error:
-            raise OSError(self._error, os.strerror(self._error))
+    def _raise(self, ticket: int) -> None:
+        if error := self._failed.get(ticket):
+            raise OSError(error, os.strerror(error))
 
 
 class LocalStore:
@@ -147,43 +151,45 @@ class LocalStore:
     def put_if_absent(self, key: str, data: Buffer | Sequence[Buffer]) -> bool:
         """See the protocol."""
         path = self._path(key)
-        with _errors(key):
+        with _errors(key), _in_the_way(key):
             if os.path.lexists(path):
-                return False
+                return _is_key(path)
             self._make_parent(path)
             with self._temporary(data, key) as temporary:
                 self._group.sync()
                 try:
-                    os.link(temporary, path)
+                    self._place(os.link, temporary, path)
                 except FileExistsError:
-                    return False
+                    return _is_key(path)
         return True
 
     def replace(self, key: str, data: Buffer, *, version: str | None) -> str:
         """See the protocol."""
         path = self._path(key)
-        with _errors(key), self._lock():
+        with _errors(key), _in_the_way(key), self._lock():
             try:
                 current: str | None = digest_of(path.read_bytes()).hex()
-            except (FileNotFoundError, NotADirectoryError):
+            except FileNotFoundError:
                 current = None
             if current != version:
                 raise ConflictError(f"{key} was changed by another writer", hint="try again")
             self._make_parent(path)
             with self._temporary(data, key) as temporary:
                 self._group.sync()
-                os.rename(temporary, path)  # noqa: PTH104
+                self._place(os.rename, temporary, path)
                 _sync_directory(path.parent)
         return digest_of(data).hex()
 
     def delete(self, key: str) -> bool:
         """See the protocol. Directories that become empty go too, so that a ref's name can become another's prefix."""
         path = self._path(key)
-        with _errors(key):
+        # Under the lock: a delete between the comparison and the swap of ``replace`` would be lost.
+        with _errors(key), self._lock():
             try:
                 path.unlink()
             except (FileNotFoundError, NotADirectoryError):
                 return False
+            _sync_directory(path.parent)
             top = key.partition("/")[0]
             parent = path.parent
             while parent != self._root / top and parent != self._root:
@@ -205,28 +211,55 @@ class LocalStore:
         parent = str(path.parent)
         if parent in self._directories and os.path.isdir(parent):  # noqa: PTH112
             return
+        if not os.path.isdir(self._root):  # noqa: PTH112
+            raise StoreError(f"the store at {self._root} is gone", hint="is its file system still mounted?")
         path.parent.mkdir(parents=True, exist_ok=True)
         _sync_directory(self._root)
         self._directories.add(parent)
 
+    def _place(self, move: Callable[[str, Path], None], temporary: str, path: Path) -> None:
+        """Give a temporary file its name; once more if a ``delete`` has just pruned the directory."""
+        for _ in range(_TRIES):
+            try:
+                move(temporary, path)
+            except FileNotFoundError:
+                self._make_parent(path)
+                self._group.sync()
+            else:
+                return
+        move(temporary, path)
+
     @contextmanager
     def _temporary(self, data: Buffer | Sequence[Buffer], key: str) -> Iterator[str]:
         """Write ``data`` to a file under ``tmp/`` and remove that name again. The flock tells a living writer's file from a dead one's."""
-        folder = self._root / _TMP
-        path = str(folder / f"{secrets.token_hex(8)}.{key.rpartition('/')[2][:32]}")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor, path = self._claim(key)
         try:
-            descriptor = os.open(path, flags, 0o644)
-        except FileNotFoundError:
-            folder.mkdir(exist_ok=True)
-            descriptor = os.open(path, flags, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
             _write_all(descriptor, [data] if isinstance(data, bytes | bytearray | memoryview) else data)
             yield path
         finally:
             with suppress(FileNotFoundError):
                 os.unlink(path)  # noqa: PTH108
+            os.close(descriptor)
+
+    def _claim(self, key: str) -> tuple[int, str]:
+        """Open a new locked file under ``tmp/``."""
+        folder = self._root / _TMP
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        while True:
+            path = str(folder / f"{secrets.token_hex(8)}.{key.rpartition('/')[2][:32]}")
+            try:
+                descriptor = os.open(path, flags, 0o644)
+            except FileNotFoundError:
+                folder.mkdir(exist_ok=True)
+                continue
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                if os.fstat(descriptor).st_nlink:
+                    return descriptor, path
+            except OSError:
+                os.close(descriptor)
+                raise
+            # A sweep came between the two calls and took the file for an abandoned one: make another.
             os.close(descriptor)
 
     @contextmanager
@@ -267,6 +300,24 @@ def _write_all(descriptor: int, parts: Sequence[Buffer]) -> None:
             written -= len(views.pop(0))
         if written:
             views[0] = views[0][written:]
+
+
+def _is_key(path: Path) -> bool:
+    """Return False, as a put does for a key that is there; ``IsADirectoryError`` if it is only the beginning of other keys."""
+    if stat.S_ISDIR(path.lstat().st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    return False
+
+
+@contextmanager
+def _in_the_way(key: str) -> Iterator[None]:
+    """Say what is wrong when a key is to be written whose beginning is a key, or that is the beginning of one."""
+    try:
+        yield
+    except (NotADirectoryError, IsADirectoryError, FileExistsError) as error:
+        raise ConflictError(
+            f"{key} cannot be kept beside a key that it begins with or is the beginning of", hint="use another name or tag"
+        ) from error
 
 
 def _sync_directory(path: Path) -> None:

@@ -72,12 +72,13 @@ def read(store: ObjectStore, ref: Ref) -> RefDocument:
 
 def _read(store: ObjectStore, ref: Ref) -> tuple[RefDocument, str]:
     try:
+        # Before it is read: a bound that is checked afterwards bounds nothing.
+        if store.head(ref.key).size > _REF_MAX:
+            raise IntegrityError(f"ref {ref} is longer than {_REF_MAX} bytes", hint="`imagefs rm` removes it")
         data, version = store.get_versioned(ref.key)
     except NotFoundError:
         raise NotFoundError(f"the store has no image {ref}", hint=_nearest(store, ref)) from None
     try:
-        if len(data) > _REF_MAX:
-            raise IntegrityError(f"ref {ref} is longer than {_REF_MAX} bytes")
         document = msgspec.json.decode(data, type=RefDocument)
     except msgspec.MsgspecError as error:
         raise IntegrityError(f"ref {ref} is damaged: {error}", hint="`imagefs tag` or `imagefs convert` writes it anew") from error
@@ -105,6 +106,8 @@ def publish(store: ObjectStore, ref: Ref, manifest: str) -> None:
     document = msgspec.json.encode(RefDocument(manifest, now), order="sorted") + b"\n"
     for attempt in range(_TRIES):
         try:
+            if store.head(ref.key).size > _REF_MAX:
+                store.delete(ref.key)
             version: str | None = store.get_versioned(ref.key)[1]
         except NotFoundError:
             version = None
