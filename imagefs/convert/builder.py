@@ -40,7 +40,7 @@ FRAME_MIN: Final = 128 * 1024
 OWN_PACKS_FROM: Final = 1024 * 1024
 """An object of this size or more has packs of its own."""
 
-PACK_MIN: Final = 512 * 1024
+PACK_MIN: Final = 256 * 1024
 PACK_MAX: Final = 2 * 1024 * 1024
 """Bytes of content in a shared pack: it ends between these two where a digest says so, and then at the latest."""
 
@@ -175,7 +175,7 @@ class ContentBuilder:
         self._frame_length += size
         if self._frame_length >= FRAME_MIN and not digest[0] & 7:
             self._close_frame()
-            if self._shared.length >= PACK_MAX or (self._shared.length >= PACK_MIN and not digest[1] & 3):
+            if self._shared.length >= PACK_MAX or (self._shared.length >= PACK_MIN and not digest[1] & 1):
                 self._seal_shared()
 
     def _add_medium(self, digest: bytes, size: int, data: bytes) -> None:
@@ -189,7 +189,7 @@ class ContentBuilder:
             pack.frames.append([piece])
             pack.length += len(piece)
         self._objects[digest] = (size, tuple(places))
-        if pack.length >= PACK_MAX or (pack.length >= PACK_MIN and not digest[1] & 3):
+        if pack.length >= PACK_MAX or (pack.length >= PACK_MIN and not digest[1] & 1):
             self._close_frame()
             self._seal_shared()
 

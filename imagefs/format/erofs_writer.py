@@ -64,7 +64,8 @@ def write_tree(root: Inode) -> bytearray:
     extended attribute in a namespace that it does not know. The message names the path.
     """
     layout = _lay_out(root)
-    data_start = -(-layout.end // BLOCK_SIZE)
+    # fsck.erofs reads an attribute header behind every inode, also one that has none: there must be room behind the last.
+    data_start = -(-(layout.end + erofs.XATTR_HEADER_SIZE) // BLOCK_SIZE)
     image = bytearray((data_start + layout.blocks) * BLOCK_SIZE)
     _write_inodes(layout, image, data_start)
     _write_super(image, layout.nids[root], len(layout.nids))

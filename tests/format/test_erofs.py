@@ -115,6 +115,19 @@ def test_fsck_accepts_every_tree(root: Inode, tmp_path_factory: pytest.TempPathF
     assert fsck(write_tree(root), tmp_path_factory.mktemp("fsck")) == ""
 
 
+def test_fsck_accepts_an_inode_that_ends_with_a_block(tmp_path: Path) -> None:
+    # It reads an attribute header behind every inode, also behind the last of the image that has none.
+    image = b""
+    for length in range(2500, 2900, erofs.SLOT_SIZE):
+        image = bytes(write_tree(directory(a=Inode(0o120777, target=b"t" * length), b=Inode(0o100644))))
+        assert fsck(image, tmp_path) == ""
+        last = Tree(image).lookup(Tree(image).root, b"b")
+        assert last is not None
+        if (last * erofs.SLOT_SIZE + erofs.INODE_SIZE) % erofs.BLOCK_SIZE == 0:
+            return
+    pytest.fail("no length made an inode end with its block")
+
+
 def test_fsck_sees_damage(tmp_path: Path) -> None:
     image = write_tree(directory(a=file()))
     image[erofs.SUPER_OFFSET + 20] ^= 1

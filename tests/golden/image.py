@@ -32,6 +32,9 @@ def golden_layout(path: Path) -> Path:
         t.directory(b"old"),
         t.file(b"old/x", b"hidden"),
         *[t.file(b"many/%03d" % number, text(number * 11)) for number in range(200)],
+        # Enough small and medium files for frames and packs to end where digests say so, and where they are full.
+        *[t.file(b"packs/%03d" % number, noise(3_000 + number * 977 % 61_000, b"%d" % number)) for number in range(240)],
+        *[t.file(b"packs/m%02d" % number, noise(300_000 + number * 40_000, b"m%d" % number)) for number in range(8)],
     )
     sparse = {
         b"GNU.sparse.major": b"0",
