@@ -78,11 +78,19 @@ class NotFoundError(ImageFSError):
 
 
 class StoreError(ImageFSError):
-    """The store cannot be used: missing, not a store, read-only, not reachable."""
+    """The store cannot be used: missing, not a store, read-only, not reachable, too busy.
+
+    ``retry_after``: seconds after which the store wants to be asked again, where it said so.
+    """
 
     errno = _errno.EIO
     exit_code = 7
     retryable = True
+
+    def __init__(self, message: str, *, hint: str | None = None, retry_after: float | None = None) -> None:
+        """Keep what the store said."""
+        super().__init__(message, hint=hint)
+        self.retry_after = retry_after
 
 
 class StoreFullError(StoreError):
