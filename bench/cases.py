@@ -14,6 +14,7 @@ from pathlib import Path
 
 from bench import constant_fs, images, many_files
 from bench.harness import Product, Run, drop_caches, paired, scratch, seconds, timed, walk
+from bench.ranged_get import bench_ranged_get
 
 GB = 1e9
 
@@ -249,4 +250,5 @@ BENCHES: dict[str, Callable[[Run], None]] = {
     "import": bench_import,
     "read": bench_read,
     "many": bench_many,
+    "ranged-get": bench_ranged_get,
 }

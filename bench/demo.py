@@ -1,7 +1,8 @@
-"""``./dev demo [ARCHIVE [COMMAND…]]``: an OCI archive becomes an image, is mounted, and a program runs from the mount.
+"""``./dev demo [--s3] [ARCHIVE [COMMAND…]]``: an OCI archive becomes an image, is mounted, and a program runs from the mount.
 
 Without ARCHIVE the image is Debian with Python and NumPy, made on this machine the first time. Without COMMAND the program is a small one
-for what the image has: NumPy for our own, otherwise Python, otherwise a shell, otherwise nothing but reading one file.
+for what the image has: NumPy for our own, otherwise Python, otherwise a shell, otherwise nothing but reading one file. With --s3 the store
+is a bucket of an S3 server (SeaweedFS) that runs for as long as the demonstration does; otherwise it is a folder.
 
 ``./dev`` starts this in mount and process namespaces of its own: whatever ends it, also SIGKILL, its mounts and its daemon end with it.
 The folder with its store and cache is removed at its end; one that a killed run left behind is removed by the next.
@@ -22,9 +23,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
+from unittest import mock
 
 from bench import images
 from bench.harness import CACHE, Product
+from imagefs.store.opening import open_store
+from tests.weed import serving
 
 REF = "demo:latest"
 FIRST_OUTPUT_DEADLINE = 120.0
@@ -70,17 +74,31 @@ def main(argv: Sequence[str]) -> int:
         return 0
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         signal.signal(number, _end)
+    on_s3 = bool(argv) and argv[0] == "--s3"
+    argv = argv[1:] if on_s3 else argv
     own = not argv
     try:
         source = str(images.numpy().archive) if own else argv[0]
         if own:
             source = f"oci-archive:{source}"
-        with _folder() as folder:
-            _show(Product(folder), source, list(argv[1:]), own=own)
+        with _folder() as folder, _product(folder, on_s3=on_s3) as product:
+            _show(product, source, list(argv[1:]), own=own)
     except (RuntimeError, OSError) as error:
         _say(f"demo: {error}")
         return 1
     return 0
+
+
+@contextlib.contextmanager
+def _product(folder: Path, *, on_s3: bool) -> Iterator[Product]:
+    product = Product(folder)
+    if not on_s3:
+        yield product
+        return
+    with serving(folder / "weed") as weed:
+        _say(f"an S3 server runs at {weed.endpoint}")
+        product.env |= weed.environment | {"IMAGEFS_STORE": "s3://demo/images"}
+        yield product
 
 
 def _end(number: int, _frame: FrameType | None) -> None:
@@ -179,7 +197,7 @@ def _table(product: Product, shown: Shown) -> None:
     archive = Path(source.partition(":")[2] if ":" in source else source)
     moved = stats["store_bytes"]
     tiers = ", ".join(f"{name} {_bytes(stats['bytes_read'][name])}" for name in ("ram", "ssd", "store"))
-    store = _size(product.store)
+    store = _stored(product)
     rows = [
         ("the image, unpacked", f"{_bytes(shown.report['bytes_logical'])} in {shown.report['files']} files"),
         *([("its archive", _bytes(archive.stat().st_size))] if archive.is_file() else []),
@@ -230,6 +248,16 @@ def _locked(folder: Path) -> int:
 def _size(folder: Path) -> int:
     """Give the bytes of all files below a folder."""
     return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+
+
+def _stored(product: Product) -> int:
+    """Give the bytes of all keys of the store."""
+    with mock.patch.dict(os.environ, product.env):
+        store = open_store(product.env["IMAGEFS_STORE"])
+        try:
+            return sum(info.size for info in store.list(""))
+        finally:
+            store.close()
 
 
 def _bytes(count: float) -> str:

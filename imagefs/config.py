@@ -16,6 +16,7 @@ from urllib.parse import quote, unquote_to_bytes, urlsplit
 
 from imagefs.digest import digest_of
 from imagefs.errors import UsageError
+from imagefs.store.s3_url import is_s3_url, parse_s3_url
 
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
@@ -24,6 +25,8 @@ ENVIRONMENT: Final[Mapping[str, str]] = {
     "cache": "IMAGEFS_CACHE",
     "runtime": "IMAGEFS_RUNTIME",
     "ram_bytes": "IMAGEFS_RAM_BYTES",
+    "cache_bytes": "IMAGEFS_CACHE_BYTES",
+    "cache_floor": "IMAGEFS_CACHE_FLOOR",
     "store_deadline": "IMAGEFS_STORE_DEADLINE",
     "log_level": "IMAGEFS_LOG_LEVEL",
 }
@@ -32,6 +35,7 @@ ENVIRONMENT: Final[Mapping[str, str]] = {
 _INSTANCE_DIGITS: Final = 16
 _MAX_TOML_BYTES: Final = 1 << 20
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(?:i?B)?|B)?", re.IGNORECASE)
+_CACHE_MIN: Final = 64 << 20
 _UNITS: Final = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 
 
@@ -40,13 +44,16 @@ class Config:
     """What a run of any ImageFS program was told.
 
     ``store`` is a URL; ``cache`` holds the SSD tier, ``runtime`` the sockets and the mount table. ``ram_bytes`` bounds the RAM tier;
-    ``store_deadline`` is in seconds: no read waits longer for the store.
+    ``cache_bytes`` the SSD tier (0: only the free space does), which leaves ``cache_floor`` bytes free on its file system (None: a
+    twentieth of it, 10 GiB at most). ``store_deadline`` is in seconds: no read waits longer for the store.
     """
 
     store: str
     cache: Path
     runtime: Path
     ram_bytes: int = 512 << 20
+    cache_bytes: int = 0
+    cache_floor: int | None = None
     store_deadline: float = 30.0
     log_level: str = "warning"
 
@@ -105,6 +112,11 @@ def parse_size(text: str | int) -> int:
         raise ValueError(text)
     number, unit = match[1], (match[2] or "").upper()
     return int(number) << _UNITS[unit] if "." not in number else int(float(number) * (1 << _UNITS[unit]))
+
+
+def aws_region(environ: Mapping[str, str] | None = None) -> str | None:
+    """Return the region that ``AWS_REGION`` names. boto3, unlike AWS's other SDKs, only reads ``AWS_DEFAULT_REGION``, by itself."""
+    return (os.environ if environ is None else environ).get("AWS_REGION") or None
 
 
 def root_defaults() -> dict[str, str]:
@@ -174,6 +186,11 @@ def _text(value: object, origin: str) -> str:
 def _store(value: object, origin: str) -> str:
     """Give a store its one spelling: ``file:///absolute/path`` for a directory, a URL without a final slash otherwise."""
     text = _text(value, origin)
+    if is_s3_url(text):
+        try:
+            return parse_s3_url(text).url
+        except UsageError as error:
+            raise UsageError(f"{origin}: {error.message}", hint=error.hint) from error
     # Only "scheme:" followed by "//" is a URL: a directory may well have a colon in its name.
     if text.startswith("file:"):
         parts = urlsplit(text)
@@ -190,11 +207,31 @@ def _path(value: object, origin: str) -> Path:
     return Path(os.path.abspath(os.path.expanduser(_text(value, origin))))  # noqa: PTH100, PTH111
 
 
-def _ram_bytes(value: object, origin: str) -> int:
+def _size(value: object, origin: str) -> int:
     try:
-        size = parse_size(value if isinstance(value, int) else _text(value, origin))
+        return parse_size(value if isinstance(value, int) else _text(value, origin))
     except ValueError as error:
         raise UsageError(f"{origin}: not a size: {value!r}", hint="for example 512MiB") from error
+
+
+def _cache_bytes(value: object, origin: str) -> int:
+    size = _size(value, origin)
+    if 0 < size < _CACHE_MIN or size < 0:
+        raise UsageError(f"{origin}: {value!r} is too small for the SSD tier", hint="at least 64MiB, or 0 for as much as there is room")
+    return size
+
+
+def _cache_floor(value: object, origin: str) -> int | None:
+    if value is None:
+        return None
+    size = _size(value, origin)
+    if size < 0:
+        raise UsageError(f"{origin}: {value!r} bytes cannot be left free")
+    return size
+
+
+def _ram_bytes(value: object, origin: str) -> int:
+    size = _size(value, origin)
     if size < 1 << 20:
         raise UsageError(f"{origin}: {value!r} is too small for the RAM tier", hint="at least 1MiB")
     return size
@@ -222,6 +259,8 @@ _PARSERS: Final[Mapping[str, Callable[[object, str], Any]]] = {
     "cache": _path,
     "runtime": _path,
     "ram_bytes": _ram_bytes,
+    "cache_bytes": _cache_bytes,
+    "cache_floor": _cache_floor,
     "store_deadline": _deadline,
     "log_level": _log_level,
 }

@@ -11,17 +11,14 @@ from dataclasses import dataclass
 class ReadCounters:
     """Figures since the daemon started.
 
-    ``ram_bytes`` and ``fetched_bytes`` are bytes answered to readers: found in RAM, or after a wait for the store. ``store_gets`` and
-    ``store_bytes`` are the ranged GETs that brought frames and the bytes they moved; ``verify_failures`` counts frames whose bytes did not
-    have their digest, ``failed_reads`` reads answered with EIO.
+    ``ram_bytes``, ``ssd_bytes`` and ``fetched_bytes`` are bytes answered to readers: found in RAM, after a wait for the disk alone, or
+    after one for the store; ``tree_bytes`` came out of the tree. ``verify_failures`` counts frames whose bytes did not have their digest,
+    from whichever tier.
     """
 
     ram_bytes: int = 0
+    ssd_bytes: int = 0
     fetched_bytes: int = 0
     tree_bytes: int = 0
-    store_gets: int = 0
-    store_bytes: int = 0
     verify_failures: int = 0
-    failed_reads: int = 0
     frames_fetched: int = 0
-    evicted_bytes: int = 0

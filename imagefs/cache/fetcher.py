@@ -1,32 +1,39 @@
-"""Fetching: a read of an object becomes views of slabs, and what is missing there comes from the store, one fetch a frame however many ask.
+"""Fetching: a read becomes views of slabs; what is missing there comes from SSD or from the store, one fetch a frame however many ask.
 
 Invariants:
 
-- a read gets exactly the verified bytes it asked for, or an exception: never zeros for data, never less;
-- every wait for the store ends within the deadline, also when the store never answers; then the slab is dropped, because the thread that
-  hangs may still write to it;
+- a read gets exactly the verified bytes it asked for, or an exception: never zeros for data, never less. Bytes from SSD are verified like
+  those from the store: what is wrong there is forgotten, counted, and comes from the store;
+- every wait ends within the deadline, also when store or disk never answer; a slab that a hanging thread may still write to is dropped;
 - a frame whose bytes are wrong is fetched once more and then refused for ``BAD_SECONDS`` without asking the store; one bad frame
   does not fail its neighbours;
-- a fetch belongs to the fetcher's nursery, not to the reader that started it: a reader that gives up does not fail the others.
+- a fetch belongs to the fetcher's nursery, not to the reader that started it: a reader that gives up does not fail the others;
+- what a reader waits for goes before what is read ahead, also when it was asked for ahead and is still queued.
 
-Deciding is synchronous and on the trio thread, so no two readers can decide to fetch the same frame. Threads get, decode and verify. What
-does not live here: which GETs (``planner``), decoding (``decode``), eviction (``ram``).
+Deciding is synchronous and on the trio thread, so no two readers can decide to fetch the same frame. Threads read, decode and verify. What
+does not live here: which GETs (``planner``), how far ahead (``readahead``), how a GET is made to succeed (``link``), decoding
+(``decode``), eviction (``ram``), files (``disk``).
 """
 
 import os
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import trio
 import zstandard
+from blake3 import blake3
 
 from imagefs.cache.counters import ReadCounters
 from imagefs.cache.decode import decode_into
-from imagefs.cache.layout import COUNT_MAX, Lookup, ObjectRecord, Part, parts_of
+from imagefs.cache.disk import DiskTier, Place
+from imagefs.cache.disk_files import OpenFile
+from imagefs.cache.layout import COUNT_MAX, ObjectRecord, Part, parts_of
+from imagefs.cache.link import Link, Ticket
 from imagefs.cache.planner import Run, plan_runs
-from imagefs.cache.ram import IN_FLIGHT, MISSING, READY, RamCache, Slab
+from imagefs.cache.ram import IN_FLIGHT, MISSING, READY, RamCache
 from imagefs.digest import Buffer
 from imagefs.errors import DeadlineError, ImageFSError, IntegrityError, StoreError
 from imagefs.format.objectmap import FrameRow
@@ -37,19 +44,18 @@ BAD_SECONDS: Final = 2.0
 
 _BAD_MAX: Final = 4096
 _CHUNK: Final = 1024 * 1024
+_DISK_THREADS: Final = 8
 
-Frames = list[tuple[int, FrameRow]]
-"""(piece, frame) pairs."""
+NOWHERE: Final = 0
+SSD: Final = 1
+STORE: Final = 2
 
-Failures = list[tuple[int, FrameRow, ImageFSError]]
+Tag = tuple[Part, int]
+"""A piece of a part's slab."""
+
+Frames = list[tuple[Tag, FrameRow]]
+Failures = list[tuple[Tag, FrameRow, ImageFSError]]
 """Pieces that could not be had, and why."""
-
-
-class PackSource(Protocol):
-    """Where packs are: a store, as far as it is needed. See ``ObjectStore.get``."""
-
-    def get(self, key: str, byte_range: ByteRange | None = None) -> bytes:
-        """Return exactly the bytes of the range, or raise. Blocks."""
 
 
 class FetchLog(Protocol):
@@ -59,33 +65,46 @@ class FetchLog(Protocol):
         """Log an event with fields."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Got:
+    """What a GET brought: ``data`` from byte ``start`` of the pack on; and what more GETs of it would need."""
+
+    key: str
+    data: memoryview
+    start: int
+    until: float
+
+
 class Fetcher:
-    """Serves objects from the RAM tier and fills it from the store. Belongs to the trio thread."""
+    """Serves objects from the RAM tier and fills it. Belongs to the trio thread."""
 
     def __init__(
         self,
         nursery: trio.Nursery,
-        store: PackSource,
+        link: Link,
         ram: RamCache,
+        disk: DiskTier | None,
         counters: ReadCounters,
-        log: FetchLog,
         *,
+        log: FetchLog,
         deadline: float,
-        threads: int = 16,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``deadline`` is in seconds; ``threads`` bounds the GETs at once; ``clock`` tells when a bad frame may be tried again."""
+        """``deadline`` is in seconds; ``clock`` tells when a bad frame may be tried again."""
         self._nursery = nursery
-        self._store = store
+        self._link = link
         self._ram = ram
+        self._disk = disk
         self._counters = counters
         self._log = log
         self._deadline = deadline
         self._clock = clock
-        self._gets = trio.CapacityLimiter(threads)
+        self._reads = trio.CapacityLimiter(_DISK_THREADS)
         self._decodes = trio.CapacityLimiter(max(2, os.cpu_count() or 1))
         self._local = threading.local()
         self._bad: dict[bytes, tuple[float, ImageFSError]] = {}
+        # Pieces that are on their way from the store: whoever comes to wait for one promotes its GET.
+        self._tickets: dict[tuple[Hashable, int], Ticket] = {}
 
     # -- for readers ----------------------------------------------------------------------------------------------------------------
 
@@ -104,151 +123,264 @@ class Fetcher:
             if state.count(READY, first, last) != last - first:
                 return None
         self._ram.touch(slab)
-        record.next_offset = end
+        if end < record.size:
+            ahead, until = record.ahead.advance(offset, end, record.size)
+            if ahead < until:
+                self._read_ahead(record, ahead, until)
         self._counters.ram_bytes += end - offset
         return slab.view[start:stop]
 
     async def read(self, record: ObjectRecord, offset: int, end: int) -> Buffer:
         """Return bytes ``offset`` to ``end`` (exclusive, within the object), fetching what is missing. Raises an ``ImageFSError``."""
-        sequential = offset == record.next_offset and offset > 0
-        record.next_offset = end
         parts = parts_of(record, offset, end, self._ram)
-        waited = False
+        source = NOWHERE
         with trio.move_on_after(self._deadline) as scope:
-            # All fetches start before the first is waited for.
+            # All fetches start before the first is waited for, and what is waited for before what is read ahead.
+            source = self._start(parts, demand=True)
+            ahead, until = record.ahead.advance(offset, end, record.size)
+            if ahead < until:
+                self._read_ahead(record, ahead, until)
             for part in parts:
-                waited |= self._start(record, part, sequential=sequential)
-            for part in parts:
-                while self._start(record, part, sequential=False):
+                while (found := self._start((part,), demand=True)) != NOWHERE:
+                    source = max(source, found)
                     await part.slab.lot.park()  # type: ignore[union-attr] # a part that waits has a slab
         if scope.cancelled_caught:
-            raise DeadlineError(f"the store did not answer within {self._deadline:g} s")
-        if waited:
-            self._counters.fetched_bytes += end - offset
+            raise DeadlineError(f"neither disk nor store answered within {self._deadline:g} s")
+        counters = self._counters
+        if source == STORE:
+            counters.fetched_bytes += end - offset
+        elif source == SSD:
+            counters.ssd_bytes += end - offset
         else:
-            self._counters.ram_bytes += end - offset
+            counters.ram_bytes += end - offset
         return parts[0].view() if len(parts) == 1 else b"".join(part.view() for part in parts)
 
     def tier_of(self, record: ObjectRecord) -> str:
-        """Say which tier the whole of an object would be read from now: ``ram`` or ``store``."""
+        """Say from which tier the whole of an object would be read now: ``ram``, ``ssd`` (and RAM, perhaps) or ``store``."""
         if record.row.extent_count > COUNT_MAX:
             return "store"
-        return "ram" if all(self._is_ready(part) for part in parts_of(record, 0, record.size, self._ram, create=False)) else "store"
+        tiers = {self._tier_of(part) for part in parts_of(record, 0, record.size, self._ram, create=False)}
+        return "store" if "store" in tiers else "ssd" if "ssd" in tiers else "ram"
+
+    def _tier_of(self, part: Part) -> str:
+        slab = part.slab
+        if part.zeros:
+            return "ram"
+        if slab is not None:
+            first, last = slab.pieces(part.start, part.stop)
+            if slab.state.count(READY, first, last) == last - first:
+                return "ram"
+        if self._disk is not None and self._disk.covers(part.name, part.base + part.start, part.base + part.stop):
+            return "ssd"
+        return "store"
 
     # -- deciding: synchronous, on the trio thread -----------------------------------------------------------------------------------
 
-    @staticmethod
-    def _is_ready(part: Part) -> bool:
-        slab = part.slab
-        if slab is None:
-            return part.zeros
-        first, last = slab.pieces(part.start, part.stop)
-        return slab.state.count(READY, first, last) == last - first
+    def _read_ahead(self, record: ObjectRecord, start: int, end: int) -> None:
+        """Start fetching a range that nobody waits for yet."""
+        try:
+            self._start(parts_of(record, start, end, self._ram), demand=False)
+        except ImageFSError:
+            # Whoever wants these bytes will be told.
+            return
 
-    def _start(self, record: ObjectRecord, part: Part, *, sequential: bool) -> bool:
-        """Start fetching what a part lacks; return whether there is something to wait for. Raises what a fetch of it has just met."""
-        slab = part.slab
-        if slab is None:
-            return False
-        if slab.dropped is not None:
-            raise slab.dropped
-        first, last = slab.pieces(part.start, part.stop)
-        state = slab.state
-        if state.count(READY, first, last) == last - first:
-            self._ram.touch(slab)
-            return False
-        wanted = [(piece, part.frame(piece)) for piece in range(first, last) if state[piece] == MISSING]
+    def _start(self, parts: Iterable[Part], *, demand: bool) -> int:
+        """Start fetching what parts lack; return from where the slowest of it comes. Raises what a fetch of it has just met."""
+        wanted: Frames = []
+        source = NOWHERE
+        now = self._clock()
+        for part in parts:
+            slab = part.slab
+            if slab is None:
+                continue
+            if slab.dropped is not None:
+                raise slab.dropped
+            first, last = slab.pieces(part.start, part.stop)
+            state = slab.state
+            if state.count(READY, first, last) == last - first:
+                if demand:
+                    # What is read ahead is not used by that.
+                    self._ram.touch(slab)
+                continue
+            source = max(source, SSD)
+            stored: Frames = []
+            for piece in range(first, last):
+                if state[piece] == MISSING:
+                    frame = part.frame(piece)
+                    if self._is_on_disk(part, piece):
+                        stored.append(((part, piece), frame))
+                    elif self._is_good(frame, now, demand=demand):
+                        wanted.append(((part, piece), frame))
+                elif state[piece] == IN_FLIGHT and (ticket := self._tickets.get((slab.key, piece))) is not None:
+                    source = STORE
+                    if demand:
+                        ticket.promote()
+            self._load(part, stored)
         if wanted:
-            now = self._clock()
-            for _, frame in wanted:
-                self._refuse_bad(frame, now)
-            if sequential:
-                # The rest of the window comes in the same GET.
-                ahead = ((piece, part.frame(piece)) for piece in range(last, len(state)) if state[piece] == MISSING)
-                wanted += [item for item in ahead if item[1].digest not in self._bad]
-            for piece, _ in wanted:
-                state[piece] = IN_FLIGHT
-            slab.in_flight += len(wanted)
-            for run in plan_runs(wanted):
-                self._nursery.start_soon(self._fetch, record.lookup, record.digest, slab, run)
-        return True
+            source = STORE
+            self._fetch_all(wanted, demand=demand)
+        return source
 
-    def _refuse_bad(self, frame: FrameRow, now: float) -> None:
+    def _is_on_disk(self, part: Part, piece: int) -> bool:
+        bounds = part.slab.bounds  # type: ignore[union-attr] # asked for pieces of a slab only
+        return self._disk is not None and self._disk.covers(part.name, part.base + bounds[piece], part.base + bounds[piece + 1])
+
+    def _is_good(self, frame: FrameRow, now: float, *, demand: bool) -> bool:
+        """Say whether a frame may be asked for; for a reader, raise what it failed with a moment ago."""
         known = self._bad.get(frame.digest)
         if known is None:
-            return
+            return True
         until, error = known
-        if now < until:
+        if now >= until:
+            del self._bad[frame.digest]
+            return True
+        if demand:
             raise error
-        del self._bad[frame.digest]
+        return False
+
+    def _load(self, part: Part, frames: Frames) -> None:
+        """Start reading pieces of one slab from SSD, about a megabyte a thread."""
+        if not frames or self._disk is None:
+            return
+        file = self._disk.open(part.name)
+        if file is None:
+            self._fetch_all(frames, demand=True)
+            return
+        _mark(frames)
+        for chunk in _chunks(frames):
+            self._nursery.start_soon(self._load_chunk, part, file, chunk)
+
+    def _fetch_all(self, wanted: Frames, *, demand: bool) -> None:
+        _mark(wanted)
+        for run in plan_runs(wanted):
+            ticket = Ticket(demand=demand)
+            for (part, piece), _ in run.frames:
+                self._tickets[_key(part, piece)] = ticket
+            self._nursery.start_soon(self._fetch, run, ticket)
+
+    # -- from SSD -------------------------------------------------------------------------------------------------------------------
+
+    async def _load_chunk(self, part: Part, file: OpenFile, frames: Frames) -> None:
+        """Bring pieces from SSD into their slab; what cannot be had there, or is wrong, comes from the store."""
+        failed: Frames = frames
+        slab = part.slab
+        assert slab is not None
+        with trio.move_on_after(self._deadline) as scope:
+            try:
+                failed = await self._in_thread(self._reads, _read_pieces, part, file, frames)
+            except Exception as error:  # noqa: BLE001 # a bug must neither end the daemon nor leave readers waiting
+                self._log.error("disk_read_failed", object=part.name.hex(), tier="ssd", error=str(error))
+        if scope.cancelled_caught:
+            # The thread that hangs may write to this slab whenever it wakes.
+            slab.dropped = DeadlineError(f"the cache disk did not answer within {self._deadline:g} s")
+            self._ram.drop(slab)
+            self._fail([(tag, frame, slab.dropped) for tag, frame in frames])
+            return
+        bad = {piece for (_, piece), _ in failed}
+        good = [item for item in frames if item[0][1] not in bad]
+        if not slab.landed:
+            slab.on_disk = True
+        self._settle(good, store=False)
+        if failed:
+            for (_, piece), frame in failed:
+                self._log.error("frame_damaged", object=part.name.hex(), frame=frame.digest.hex(), tier="ssd", offset=part.base)
+                self._counters.verify_failures += 1
+                if self._disk is not None:
+                    self._disk.bad(part.name, part.base + slab.bounds[piece], part.base + slab.bounds[piece + 1])
+            self._fetch_all(failed, demand=True)
 
     # -- one GET --------------------------------------------------------------------------------------------------------------------
 
-    async def _fetch(self, lookup: Lookup, digest: bytes, slab: Slab, run: Run) -> None:
-        """Bring one run into its slab. Whatever happens, no piece of it stays in flight and all who wait are woken."""
-        job = _Job(self, lookup, slab, run)
-        with trio.move_on_after(self._deadline) as scope:
-            await self._guarded(job, digest, run.frames, self._bring, job, digest)
-        if scope.cancelled_caught:
-            late = DeadlineError(f"the store did not answer within {self._deadline:g} s")
-            # The thread that hangs may write to this slab whenever it wakes.
-            slab.dropped = late
-            self._ram.drop(slab)
-            self._fail(job, digest, [(piece, frame, late) for piece, frame in run.frames if slab.state[piece] == IN_FLIGHT])
-        self._counters.store_gets += job.gets
-        self._counters.store_bytes += job.moved
-        self._counters.verify_failures += job.mismatches
-
-    async def _guarded(self, job: "_Job", digest: bytes, frames: Frames, function: Callable[..., Awaitable[None]], *args: object) -> None:
-        """Wait for a step; a bug in it must neither end the daemon nor leave readers waiting."""
+    async def _fetch(self, run: Run[Tag], ticket: Ticket) -> None:
+        """Bring one run into its slabs. Whatever happens, no piece of it stays in flight and all who wait are woken."""
+        until = trio.current_time() + self._deadline
+        error: ImageFSError = DeadlineError(f"the store did not answer within {self._deadline:g} s")
         try:
-            await function(*args)
-        except Exception as error:  # noqa: BLE001 # see above
-            wrapped = StoreError(f"unexpected {type(error).__name__} while fetching: {error}")
-            self._fail(job, digest, [(piece, frame, wrapped) for piece, frame in frames if job.slab.state[piece] == IN_FLIGHT])
+            with trio.move_on_at(until):
+                await self._bring(run, ticket, until)
+        except ImageFSError as found:
+            error = found
+        except Exception as found:  # noqa: BLE001 # a bug must neither end the daemon nor leave readers waiting
+            error = StoreError(f"unexpected {type(found).__name__} while fetching: {found}")
+        # Only what is still this GET's: another may be bringing a piece that this one has failed to.
+        self._fail([(tag, frame, error) for tag, frame in run.frames if self._tickets.get(_key(*tag)) is ticket])
 
-    async def _bring(self, job: "_Job", digest: bytes) -> None:
-        frames = job.run.frames
-        if job.run.end - job.run.start <= _CHUNK:
-            self._settle(job, digest, frames, await self._in_thread(self._gets, job.get_and_decode))
-            return
-        failed = await self._in_thread(self._gets, job.get)
-        if failed:
-            self._settle(job, digest, frames, failed)
+    async def _bring(self, run: Run[Tag], ticket: Ticket, until: float) -> None:
+        record = run.frames[0][0][0].record
+        key = pack_key(record.lookup.objects.pack(run.pack).digest.hex())
+        try:
+            data = memoryview(await self._link.get(key, ByteRange(run.start, run.end), ticket, until=until))
+        except IntegrityError:
+            # The pack is shorter than it should be; but for the last frames, what is there can still be read.
+            await self._bring_one_by_one(key, run.frames, until)
             return
         # Decoding takes longer than getting: what came in one GET is decoded in several threads, what is waited for first.
         async with trio.open_nursery() as nursery:
-            for chunk in _chunks(frames):
-                nursery.start_soon(self._guarded, job, digest, chunk, self._decode_chunk, job, digest, chunk)
+            for chunk in _chunks(run.frames):
+                nursery.start_soon(self._decode_chunk, _Got(key, data, run.start, until), chunk)
 
-    async def _decode_chunk(self, job: "_Job", digest: bytes, frames: Frames) -> None:
-        self._settle(job, digest, frames, await self._in_thread(self._decodes, job.decode, frames))
+    async def _decode_chunk(self, got: "_Got", frames: Frames) -> None:
+        failed = await self._in_thread(self._decodes, self._decode, got.data, got.start, frames)
+        lost = {_key(*tag) for tag, _, _ in failed}
+        self._settle([item for item in frames if _key(*item[0]) not in lost], store=True)
+        if failed:
+            self._counters.verify_failures += len(failed)
+            # Once more: the bytes may have been damaged on the way.
+            await self._bring_one_by_one(got.key, [(tag, frame) for tag, frame, _ in failed], got.until)
 
-    @staticmethod
-    async def _in_thread(limiter: trio.CapacityLimiter, function: Callable[..., Failures], *args: object) -> Failures:
+    async def _bring_one_by_one(self, key: str, frames: Frames, until: float) -> None:
+        """Get frames by a GET each; those that cannot be had fail alone."""
+        for item in frames:
+            frame = item[1]
+            try:
+                byte_range = ByteRange(frame.offset, frame.offset + frame.stored)
+                # Few and small: as if a reader waited for each, which is likely.
+                data = memoryview(await self._link.get(key, byte_range, Ticket(demand=True), until=until))
+                failed = await self._in_thread(self._decodes, self._decode, data, frame.offset, [item])
+                self._counters.verify_failures += len(failed)
+            except ImageFSError as error:
+                failed = [(*item, error)]
+            if failed:
+                self._fail(failed)
+            else:
+                self._settle([item], store=True)
+
+    async def _in_thread(self, limiter: trio.CapacityLimiter, function: Callable[..., Any], *args: object) -> Any:
         return await trio.to_thread.run_sync(lambda: function(*args), abandon_on_cancel=True, limiter=limiter)
 
-    def _settle(self, job: "_Job", digest: bytes, frames: Frames, failed: Failures) -> None:
-        """Show readers what has landed, and fail the rest."""
-        slab = job.slab
-        lost = {piece for piece, _, _ in failed}
-        count = 0
-        for piece, _ in frames:
-            if piece not in lost:
-                slab.in_flight -= 1
-                count += slab.set_ready(piece)
-        self._counters.frames_fetched += len(frames) - len(lost)
-        self._ram.landed(slab, count)
-        if failed:
-            self._fail(job, digest, failed)
-        else:
+    # -- what came of it ------------------------------------------------------------------------------------------------------------
+
+    def _settle(self, frames: Frames, *, store: bool) -> None:
+        """Show readers what has landed; what came from the store goes on to SSD."""
+        for (part, piece), _frame in frames:
+            slab = part.slab
+            if slab is None or slab.state[piece] != IN_FLIGHT:
+                continue
+            self._tickets.pop((slab.key, piece), None)
+            slab.in_flight -= 1
+            count = slab.set_ready(piece)
+            if store:
+                self._counters.frames_fetched += 1
+                slab.on_disk = self._land(part, piece) and (slab.on_disk or slab.landed == count)
+            self._ram.landed(slab, count)
             slab.lot.unpark_all()
 
-    def _fail(self, job: "_Job", digest: bytes, failed: Failures) -> None:
+    def _land(self, part: Part, piece: int) -> bool:
+        if self._disk is None:
+            return False
+        slab = part.slab
+        assert slab is not None
+        start, end = slab.bounds[piece], slab.bounds[piece + 1]
+        return self._disk.land(Place(part.name, part.kind, part.size, part.holes), part.base + start, slab.view[start:end])
+
+    def _fail(self, failed: Failures) -> None:
         """Put failed pieces back to missing, remember why for a while, tell the log, and wake who waits."""
-        slab = job.slab
         until = self._clock() + BAD_SECONDS
-        for piece, frame, error in failed:
+        for (part, piece), frame, error in failed:
+            slab = part.slab
+            if slab is None or slab.state[piece] != IN_FLIGHT:
+                continue
+            self._tickets.pop((slab.key, piece), None)
             slab.state[piece] = MISSING
             slab.in_flight -= 1
             if len(self._bad) >= _BAD_MAX:
@@ -256,30 +388,71 @@ class Fetcher:
             self._bad[frame.digest] = (until, error)
             self._log.error(
                 "frame_failed",
-                manifest=job.lookup.name,
-                object=digest.hex(),
+                manifest=part.record.lookup.name,
+                object=part.record.digest.hex(),
                 frame=frame.digest.hex(),
-                pack=job.key.rpartition("/")[2],
+                pack=part.record.lookup.objects.pack(frame.pack).digest.hex(),
                 tier="store",
                 error=error.message,
             )
-        if not slab.in_flight and not slab.landed:
-            self._ram.drop(slab)
-        slab.lot.unpark_all()
+            if not slab.in_flight and not slab.landed:
+                self._ram.drop(slab)
+            slab.lot.unpark_all()
 
     # -- for the threads ------------------------------------------------------------------------------------------------------------
 
-    @property
-    def store(self) -> PackSource:
-        """Where packs are."""
-        return self._store
+    def _decode(self, data: memoryview, start: int, frames: Frames) -> Failures:
+        """Decode frames that lie in ``data``, which begins at byte ``start`` of the pack, into their slabs; return those that failed."""
+        failed: Failures = []
+        decompressor = self._decompressor()
+        for tag, frame in frames:
+            at = frame.offset - start
+            try:
+                decode_into(_target(tag), data[at : at + frame.stored], frame, decompressor)
+            except ImageFSError as error:
+                failed.append((tag, frame, error))
+        return failed
 
-    def decompressor(self) -> zstandard.ZstdDecompressor:
+    def _decompressor(self) -> zstandard.ZstdDecompressor:
         """Return the calling thread's own zstd context."""
         found: zstandard.ZstdDecompressor | None = getattr(self._local, "decompressor", None)
         if found is None:
             found = self._local.decompressor = zstandard.ZstdDecompressor()
         return found
+
+
+def _read_pieces(part: Part, file: OpenFile, frames: Frames) -> Frames:
+    """Read pieces of one slab from its file and verify them; return those that are not there as they should be. Runs in a thread."""
+    failed: Frames = []
+    for tag, frame in frames:
+        target = _target(tag)
+        start = part.base + part.slab.bounds[tag[1]]  # type: ignore[union-attr] # its pieces are asked for
+        try:
+            sound = file.read_into(target, start) and blake3(target).digest() == frame.digest
+        except OSError:
+            sound = False
+        if not sound:
+            failed.append((tag, frame))
+    return failed
+
+
+def _target(tag: Tag) -> memoryview:
+    part, piece = tag
+    slab = part.slab
+    assert slab is not None
+    return slab.view[slab.bounds[piece] : slab.bounds[piece + 1]]
+
+
+def _key(part: Part, piece: int) -> tuple[Hashable, int]:
+    return (part.slab.key if part.slab is not None else None, piece)
+
+
+def _mark(frames: Frames) -> None:
+    for (part, piece), _ in frames:
+        slab = part.slab
+        if slab is not None and slab.state[piece] == MISSING:
+            slab.state[piece] = IN_FLIGHT
+            slab.in_flight += 1
 
 
 def _chunks(frames: Frames) -> list[Frames]:
@@ -293,73 +466,3 @@ def _chunks(frames: Frames) -> list[Frames]:
         chunks[-1].append(item)
         size += item[1].length
     return chunks
-
-
-class _Job:
-    """One run, in threads: get, decode, verify. Figures are read by the trio thread when the threads are done or given up."""
-
-    __slots__ = ("_data", "_fetcher", "gets", "key", "lookup", "mismatches", "moved", "run", "slab")
-
-    def __init__(self, fetcher: Fetcher, lookup: Lookup, slab: Slab, run: Run) -> None:
-        self._fetcher = fetcher
-        self._data: memoryview | None = None
-        self.lookup = lookup
-        self.slab = slab
-        self.run = run
-        self.key = ""
-        self.gets = 0
-        self.moved = 0
-        self.mismatches = 0
-
-    def get(self) -> Failures:
-        """Get the run's bytes; return the pieces that cannot be had, and why."""
-        run = self.run
-        try:
-            self.key = pack_key(self.lookup.objects.pack(run.pack).digest.hex())
-            self._data = memoryview(self._get(run.start, run.end))
-        except IntegrityError as error:
-            # The pack is shorter than it should be; but for the last frames, what is there can still be read.
-            return [(*run.frames[0], error)] if len(run.frames) == 1 else []
-        except ImageFSError as error:
-            return [(piece, frame, error) for piece, frame in run.frames]
-        return []
-
-    def get_and_decode(self) -> Failures:
-        """Do all of a small run in one thread."""
-        return self.get() or self.decode(self.run.frames)
-
-    def decode(self, frames: Frames) -> Failures:
-        """Decode some of the run's frames into the slab; return the ones that failed, and why."""
-        failed: Failures = []
-        bounds, view, data = self.slab.bounds, self.slab.view, self._data
-        for piece, frame in frames:
-            target = view[bounds[piece] : bounds[piece + 1]]
-            at = frame.offset - self.run.start
-            try:
-                self._decode_frame(target, None if data is None else data[at : at + frame.stored], frame)
-            except ImageFSError as error:
-                failed.append((piece, frame, error))
-        return failed
-
-    def _get(self, start: int, end: int) -> bytes:
-        self.gets += 1
-        data = self._fetcher.store.get(self.key, ByteRange(start, end))
-        self.moved += len(data)
-        return data
-
-    def _decode_frame(self, target: memoryview, stored: memoryview | None, frame: FrameRow) -> None:
-        decompressor = self._fetcher.decompressor()
-        if stored is not None:
-            try:
-                decode_into(target, stored, frame, decompressor)
-            except IntegrityError:
-                self.mismatches += 1
-            else:
-                return
-        # Once more: the bytes may have been damaged on the way.
-        again = memoryview(self._get(frame.offset, frame.offset + frame.stored))
-        try:
-            decode_into(target, again, frame, decompressor)
-        except IntegrityError:
-            self.mismatches += 1
-            raise

@@ -55,6 +55,16 @@ def bring_index(store: ObjectStore, cache: Path, manifest_hex: str) -> Index:
     return Index(manifest, tree, objects, moved + sum(brought))
 
 
+def is_local(cache: Path, manifest_hex: str) -> bool:
+    """Say whether the whole index of an image seems to be on this host. Blocks."""
+    folder = cache / "index"
+    try:
+        manifest = decode((folder / manifest_hex).read_bytes())
+    except (OSError, ImageFSError):
+        return False
+    return all((folder / blob.digest).is_file() for blob in (manifest.tree, manifest.objects))
+
+
 def _manifest(store: ObjectStore, folder: Path, name: str) -> tuple[Manifest, int]:
     path = folder / name
     with contextlib.suppress(OSError, ImageFSError):

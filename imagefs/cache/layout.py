@@ -3,18 +3,25 @@
 A read is answered from *parts*: runs of one slab each. Three shapes:
 
 - an object that lies in one frame, whole or with others: the slab is that frame, named by the frame's digest;
-- a window of ``WINDOW`` bytes of a larger object, cut into whole frames: the slab is the window, named by the object's digest and its
-  number;
+- a window of ``WINDOW`` bytes of a larger object, cut into whole frames: the slab is the window, named by the digest of its frames'
+  digests;
 - anything else (pieces of shared frames, frames that straddle a window): one part an extent, each in its frame's slab.
 
-Which shape applies is a pure function of the object map, so images that share an object share its slabs. What does not live here: fetching.
+Which shape applies is a pure function of the object map, so images that share an object share its slabs. A slab's name settles its bytes:
+an image whose map lies about an object has slabs of its own, and no other image is shown them.
+
+Each part also says where its slab lies in a file of the SSD tier: in the object, or, for a frame that several objects share, in a file
+that is the frame. What does not live here: fetching.
 """
 
-from collections.abc import Hashable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from imagefs.cache.disk_files import FRAME, OBJECT
 from imagefs.cache.ram import RamCache, Slab
+from imagefs.cache.readahead import Readahead
+from imagefs.digest import DIGEST_SIZE, digest_of
 from imagefs.format.objectmap import HOLE, Extent, FrameRow, ObjectMap, ObjectRow
 
 WINDOW: Final = 4 * 1024 * 1024
@@ -23,6 +30,7 @@ WINDOW: Final = 4 * 1024 * 1024
 COUNT_MAX: Final = 16384
 """Extents that are looked at for one question about a whole object."""
 
+_WINDOWS_MAX: Final = 4096
 _ZEROS: Final = memoryview(bytes(1024 * 1024))
 
 
@@ -41,7 +49,7 @@ class Lookup(Protocol):
 class ObjectRecord:
     """An object that is being read: a cache of what the image says about it, and how far it was read (for reading ahead)."""
 
-    __slots__ = ("_single", "digest", "lookup", "next_offset", "row", "size")
+    __slots__ = ("_single", "_windows", "ahead", "digest", "lookup", "row", "size")
 
     def __init__(self, lookup: Lookup, row: ObjectRow) -> None:
         """``row`` is of ``lookup``'s object map."""
@@ -49,7 +57,8 @@ class ObjectRecord:
         self.row = row
         self.digest = row.digest
         self.size = row.size
-        self.next_offset = 0
+        self.ahead = Readahead()
+        self._windows: dict[int, bytes] = {}
         self._single: tuple[bytes, int] | None = None
         if row.extent_count == 1 and row.size:
             extent = lookup.objects.extents(row, 0, row.size)[0]
@@ -62,28 +71,64 @@ class ObjectRecord:
             return self.row.extent_count
         return len({extent.frame for extent in self.lookup.objects.extents(self.row, 0, self.size)} - {HOLE})
 
-    def slab_at(self, offset: int) -> tuple[Hashable, int]:
-        """Return the name of the slab that would hold byte ``offset``, and which byte of the object it would begin with."""
+    def holes(self) -> Iterator[tuple[int, int]]:
+        """Yield the ranges that need no bytes; none past ``COUNT_MAX`` extents, because looking has to end."""
+        if self.row.extent_count <= COUNT_MAX:
+            for offset, length, frame, _ in self.lookup.objects.extents(self.row, 0, self.size):
+                if frame == HOLE:
+                    yield offset, offset + length
+
+    def slab_at(self, offset: int) -> tuple[bytes | None, int]:
+        """Return the name of the slab that would hold byte ``offset``, and which byte of the object it would begin with.
+
+        None where no part was made there before: the way of a read that is not warm makes it known.
+        """
         if self._single is not None:
             return self._single
         window = offset // WINDOW
-        return (self.digest, window), window * WINDOW
+        return self._windows.get(window), window * WINDOW
+
+    def window_name(self, window: int, extents: list[Extent]) -> bytes:
+        """Return the name of the slab of a window, which has these extents."""
+        name = self._windows.get(window)
+        if name is None:
+            frame_of = self.lookup.objects.frame
+            # A hole has the name of its length: 32 bytes like a digest, which no frame has but by breaking BLAKE3.
+            parts = [
+                extent.length.to_bytes(DIGEST_SIZE, "little") if extent.frame == HOLE else frame_of(extent.frame).digest
+                for extent in extents
+            ]
+            if len(self._windows) >= _WINDOWS_MAX:
+                self._windows.clear()
+            name = self._windows[window] = digest_of(b"".join(parts))
+        return name
 
 
 @dataclass(slots=True)
 class Part:
-    """Bytes ``start`` to ``stop`` (exclusive) of a slab; zeros if it has none. ``first_frames`` maps its pieces to frames."""
+    """Bytes ``start`` to ``stop`` (exclusive) of a slab; zeros if it has none. ``frames`` maps its pieces to frames.
+
+    On SSD, the slab begins at byte ``base`` of the file ``name``, which has ``size`` bytes and is of ``kind``.
+    """
 
     slab: Slab | None
     start: int
     stop: int
-    lookup: Lookup
+    record: ObjectRecord
     frames: tuple[int, ...] | range = ()
     zeros: bool = False
+    name: bytes = b""
+    kind: int = OBJECT
+    size: int = 0
+    base: int = 0
 
     def frame(self, piece: int) -> FrameRow:
         """Return the frame that a piece of the slab is."""
-        return self.lookup.objects.frame(self.frames[piece])
+        return self.record.lookup.objects.frame(self.frames[piece])
+
+    def holes(self) -> Iterator[tuple[int, int]]:
+        """Yield what of the file needs no bytes."""
+        return self.record.holes() if self.kind == OBJECT else iter(())
 
     def view(self) -> memoryview:
         """Return the bytes, which must be there."""
@@ -127,7 +172,7 @@ def _is_window(record: ObjectRecord, extents: list[Extent], base: int) -> bool:
 
 def _window_part(record: ObjectRecord, extents: list[Extent], start: int, stop: int, ram: RamCache, *, create: bool) -> Part:
     base = extents[0].offset
-    key = (record.digest, base // WINDOW)
+    key = record.window_name(base // WINDOW, extents)
     slab = ram.get(key)
     if slab is None and create:
         slab = Slab(key, [*(extent.offset - base for extent in extents), extents[-1].offset + extents[-1].length - base])
@@ -137,7 +182,8 @@ def _window_part(record: ObjectRecord, extents: list[Extent], start: int, stop: 
         # Untouched pages of a new mapping read as zeros and take no memory.
         slab.landed = 0
         ram.add(slab)
-    return Part(slab, start - base, stop - base, record.lookup, tuple(extent.frame for extent in extents))
+    frames = tuple(extent.frame for extent in extents)
+    return Part(slab, start - base, stop - base, record, frames, name=record.digest, size=record.size, base=base)
 
 
 def _extent_parts(record: ObjectRecord, extents: list[Extent], start: int, stop: int, ram: RamCache, *, create: bool) -> list[Part]:
@@ -147,7 +193,7 @@ def _extent_parts(record: ObjectRecord, extents: list[Extent], start: int, stop:
         if first >= last:
             continue
         if frame == HOLE:
-            parts.append(Part(None, 0, last - first, record.lookup, zeros=True))
+            parts.append(Part(None, 0, last - first, record, zeros=True))
             continue
         row = record.lookup.objects.frame(frame)
         slab = ram.get(row.digest)
@@ -155,5 +201,10 @@ def _extent_parts(record: ObjectRecord, extents: list[Extent], start: int, stop:
             slab = Slab(row.digest, (0, row.length))
             ram.add(slab)
         shift = frame_offset - offset
-        parts.append(Part(slab, first + shift, last + shift, record.lookup, (frame,)))
+        part = Part(slab, first + shift, last + shift, record, (frame,))
+        if not frame_offset and row.length == length:
+            part.name, part.size, part.base = record.digest, record.size, offset
+        else:
+            part.name, part.size, part.kind = row.digest, row.length, FRAME
+        parts.append(part)
     return parts

@@ -1,45 +1,114 @@
 """Which ranged GETs bring a set of frames: pure, no I/O.
 
-Frames that lie back to back in one pack become one GET, up to ``GET_MAX`` bytes: a GET costs about the same whatever its size, until then.
+A GET costs about the same whatever its size, until ``GET_MAX``. So frames of a pack that lie back to back, or with little between them,
+become one GET, whichever objects want them.
+
+Invariants:
+
+- every wanted frame lies in exactly one run, however many want it, and all who want it are named there;
+- a run moves at most ``limit`` bytes, unless it is one frame that is larger;
+- a run begins and ends with a wanted frame, and no more than ``gap`` bytes that nobody wants lie between two that are;
+- what is waited for first comes first: runs in the order of their first wanted frame, frames in a run likewise.
+
+What is in flight already is not wanted: leaving it out is the caller's. What does not live here: what to read ahead
+(``imagefs.cache.readahead``), and fetching.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 from imagefs.format.objectmap import FrameRow
 
 GET_MAX: Final = 8 * 1024 * 1024
 """Bytes that one GET moves, at most, unless a single frame is larger."""
 
+GAP_MAX: Final = 512 * 1024
+"""Unwanted bytes between two wanted frames that are fetched along, at most: about two frames."""
+
+_LOCAL_SECONDS: Final = 0.001
+
+Tag = TypeVar("Tag")
+_Wanted = tuple[int, list[Tag], FrameRow]
+"""The frame's place in the order of wanting, who wants it, and the frame."""
+
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """One ranged GET: bytes ``start`` to ``end`` (exclusive) of pack number ``pack``; ``frames`` lie there, as (piece, frame), in order."""
+class Run(Generic[Tag]):
+    """One ranged GET: bytes ``start`` to ``end`` (exclusive) of pack number ``pack``.
+
+    ``frames`` are the wanted ones, as (tag, frame), in the order in which they were wanted, not that of the pack. Each lies at
+    ``frame.offset - start`` of the GET's bytes, ``frame.stored`` of them; bytes of the GET that lie in no frame are a gap's, to be dropped.
+    A frame that is wanted under several tags is named once a tag, side by side: see :meth:`grouped`.
+    """
 
     pack: int
     start: int
     end: int
-    frames: list[tuple[int, FrameRow]]
+    frames: list[tuple[Tag, FrameRow]]
+
+    def grouped(self) -> list[tuple[FrameRow, list[Tag]]]:
+        """Return each frame once, with all who want it."""
+        groups: dict[FrameRow, list[Tag]] = {}
+        for tag, frame in self.frames:
+            groups.setdefault(frame, []).append(tag)
+        return list(groups.items())
 
 
-def plan_runs(wanted: Iterable[tuple[int, FrameRow]], limit: int = GET_MAX) -> list[Run]:
-    """Group frames, given as (piece, frame) in the order of the object, into runs of at most ``limit`` bytes.
+def plan_runs(wanted: Iterable[tuple[Tag, FrameRow]], *, limit: int = GET_MAX, gap: int = 0) -> list[Run[Tag]]:
+    """Group frames of one object map, given as (tag, frame) in the order in which they are waited for, into runs.
 
-    The order is kept: what a reader waits for first is asked for first.
+    ``limit`` is how many bytes a run moves at most, ``gap`` how many unwanted ones may lie between two wanted frames.
     """
-    runs: list[Run] = []
+    tags: dict[FrameRow, list[Tag]] = {}
+    for tag, frame in wanted:
+        tags.setdefault(frame, []).append(tag)
+    items = [(rank, who, frame) for rank, (frame, who) in enumerate(tags.items())]
+    items.sort(key=_place)
+    planned: list[tuple[int, Run[Tag]]] = []
     pack = start = end = -1
-    frames: list[tuple[int, FrameRow]] = []
-    for item in wanted:
-        frame = item[1]
-        if frames and frame.pack == pack and frame.offset == end and end + frame.stored - start <= limit:
-            frames.append(item)
-            end += frame.stored
+    members: list[_Wanted[Tag]] = []
+    for item in items:
+        frame = item[2]
+        # Frames of a hostile map may overlap: the run's end never moves back.
+        stop = max(end, frame.offset + frame.stored)
+        if members and frame.pack == pack and frame.offset - end <= gap and stop - start <= limit:
+            members.append(item)
+            end = stop
             continue
-        if frames:
-            runs.append(Run(pack, start, end, frames))
-        pack, start, end, frames = frame.pack, frame.offset, frame.offset + frame.stored, [item]
-    if frames:
-        runs.append(Run(pack, start, end, frames))
-    return runs
+        if members:
+            planned.append(_run(pack, start, end, members))
+        pack, start, end, members = frame.pack, frame.offset, frame.offset + frame.stored, [item]
+    if members:
+        planned.append(_run(pack, start, end, members))
+    planned.sort(key=_first)
+    return [run for _, run in planned]
+
+
+def gap_for(latency_seconds: float, bytes_per_second: float) -> int:
+    """Return the gap, in bytes, at which one GET more costs what the gap's bytes do; at most ``GAP_MAX``.
+
+    Both figures are as a single GET sees them: seconds to its first byte, and how fast its bytes then come *while the other GETs run*. On
+    a link that is full the second one is its share of the link, so that nothing is fetched along at the expense of what is wanted. A store
+    that answers in less than a millisecond is a local one, and gets 0; so do figures that say nothing.
+    """
+    product = latency_seconds * bytes_per_second
+    if latency_seconds < _LOCAL_SECONDS or bytes_per_second <= 0 or not math.isfinite(product):
+        return 0
+    return min(int(product), GAP_MAX)
+
+
+def _place(item: _Wanted[Tag]) -> tuple[int, int]:
+    frame = item[2]
+    return frame.pack, frame.offset
+
+
+def _first(item: tuple[int, Run[Tag]]) -> int:
+    return item[0]
+
+
+def _run(pack: int, start: int, end: int, members: list[_Wanted[Tag]]) -> tuple[int, Run[Tag]]:
+    """Make a run of its members; return it after the place of the first of them in the order of wanting."""
+    members.sort(key=lambda item: item[0])
+    return members[0][0], Run(pack, start, end, [(tag, frame) for _, tags, frame in members for tag in tags])

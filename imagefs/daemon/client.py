@@ -269,7 +269,7 @@ def _spawn(config: Config, at: str | None, *, auto_stop: bool, deadline: float) 
     directory = config.instance_dir(at)
     reader, writer = os.pipe()
     try:
-        settings = {name: value if isinstance(value, int | float) else str(value) for name, value in dataclasses.asdict(config).items()}
+        settings = {name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(config).items()}
         told = json.dumps({"config": settings, "mountpoint": at, "auto_stop": auto_stop, "ready_fd": writer})
         log = os.open(directory / "daemon.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:

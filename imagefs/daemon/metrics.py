@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imagefs.cache.counters import ReadCounters
+from imagefs.cache.disk import DiskCounters, DiskTier
+from imagefs.cache.link import LinkCounters
 from imagefs.cache.ram import RamCache
 from imagefs.fuse.forest import Forest
 from imagefs.fuse.guard import Requests
@@ -18,7 +20,9 @@ class Sources:
     """Where the figures are."""
 
     counters: ReadCounters
+    link: LinkCounters
     ram: RamCache
+    disk: DiskTier | None
     requests: Requests
     forest: Forest
     table: MountTable
@@ -32,21 +36,30 @@ def memory() -> tuple[int, int]:
 
 def stats(sources: Sources) -> dict[str, object]:
     """Return all figures; those of tiers and ways that this version does not have are 0."""
-    counters, requests = sources.counters, sources.requests
+    counters, requests, link, disk = sources.counters, sources.requests, sources.link, sources.disk
+    landed = disk.counters if disk is not None else DiskCounters()
     return {
         "fuse_requests": dict(sorted(requests.counts.items())),
-        "bytes_read": {"ram": counters.ram_bytes, "ssd": 0, "store": counters.fetched_bytes, "tree": counters.tree_bytes},
-        "store_gets": counters.store_gets,
-        "store_bytes": counters.store_bytes,
+        "bytes_read": {"ram": counters.ram_bytes, "ssd": counters.ssd_bytes, "store": counters.fetched_bytes, "tree": counters.tree_bytes},
+        "store_gets": link.store_gets,
+        "store_bytes": link.store_bytes,
+        "retried_gets": link.retried_gets,
+        "failed_gets": link.failed_gets,
         "frames_fetched": counters.frames_fetched,
         "prefetch_bytes": 0,
         "prefetch_used_bytes": 0,
         "verify_failures": counters.verify_failures,
         "failed_requests": requests.failed,
         "internal_errors": requests.internal_errors,
-        "hedged_gets": 0,
-        "objects_complete": 0,
-        "ssd_bytes": 0,
+        "hedged_gets": link.hedged_gets,
+        "breaker_opens": link.breaker_opens,
+        "objects_complete": disk.complete if disk is not None else 0,
+        "ssd_bytes": disk.held if disk is not None else 0,
+        "ssd_landed_bytes": landed.landed_bytes,
+        "ssd_not_landed_bytes": landed.not_landed_bytes,
+        "ssd_evicted_bytes": landed.evicted_bytes,
+        "ssd_write_errors": landed.write_errors,
+        "ssd_damaged_files": landed.damaged_files,
         "ram_bytes": sources.ram.used,
         "ram_evicted_bytes": sources.ram.evicted,
         "worker_restarts": 0,

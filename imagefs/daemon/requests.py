@@ -51,7 +51,22 @@ class Umount(msgspec.Struct, tag_field="op", tag="umount", forbid_unknown_fields
     lazy: bool = False
 
 
-Request = Ping | Status | Stats | Stop | Mount | Umount
+class Cache(msgspec.Struct, tag_field="op", tag="cache", forbid_unknown_fields=True, kw_only=True):
+    """Ask something of the SSD tier.
+
+    ``action`` is ``status``, ``pin``, ``unpin``, ``evict``, ``verify``, ``clear`` or ``limit``. ``ref`` names an image; ``bytes`` says how
+    much is to go; ``limit`` and ``floor`` are bounds in bytes; ``pinned``: what is pinned too.
+    """
+
+    action: str
+    ref: str = ""
+    bytes: int = 0
+    limit: int | None = None
+    floor: int | None = None
+    pinned: bool = False
+
+
+Request = Ping | Status | Stats | Stop | Mount | Umount | Cache
 
 decoder: Final = msgspec.json.Decoder(Request)
 

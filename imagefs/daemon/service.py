@@ -15,11 +15,14 @@ import trio
 
 from imagefs import __version__
 from imagefs.cache.image import Image, open_image
+from imagefs.cache.index import is_local
+from imagefs.cache.names import ResolvedNames
 from imagefs.config import Config
 from imagefs.daemon import metrics, requests
+from imagefs.daemon.caching import CacheService
 from imagefs.daemon.metrics import Sources
 from imagefs.digest import is_hex_digest
-from imagefs.errors import ImageFSError, MountError, UnsupportedError, UsageError
+from imagefs.errors import DaemonError, DeadlineError, ImageFSError, MountError, NotFoundError, StoreError, UnsupportedError, UsageError
 from imagefs.mount.checks import canonical
 from imagefs.mount.table import MountRecord
 from imagefs.store import refs
@@ -27,6 +30,9 @@ from imagefs.store.base import ObjectStore
 
 _MAPPED_MAX: Final = 64 << 20
 """Bytes of mapped files that may count as this process's memory."""
+
+_RESOLVE_SECONDS: Final = 8.0
+"""For how long the store is asked what a ref stands for, before what it stood for the last time counts."""
 
 _T = TypeVar("_T")
 
@@ -63,6 +69,8 @@ class Service:
     stop: Callable[[], None]
     auto_stop: bool
     started_at: float
+    names: ResolvedNames | None = None
+    caching: CacheService | None = None
     stopping: bool = False
     pending: int = 0
     last_mount: float = 0.0
@@ -89,6 +97,10 @@ class Service:
                     self.last_mount = trio.current_time()
             case requests.Umount():
                 return await self._umount(request)
+            case requests.Cache():
+                if self.caching is None:
+                    raise DaemonError("this daemon has no SSD tier", hint="its log says why")
+                return await self.caching.handle(request)
 
     def _status(self) -> dict[str, object]:
         return {
@@ -117,7 +129,7 @@ class Service:
             )
         await self.mounter.reconcile()
         mountpoint = str(await in_thread(canonical, request.mountpoint))
-        manifest = await in_thread(self._resolve, request, abandon=True)
+        manifest, offline = await self._resolve(request)
         image = await in_thread(open_image, self.store, self.config.cache, manifest, abandon=True)
         record = await self.mounter.mount(image, request, mountpoint)
         self.log.info("mounted", mountpoint=record.mountpoint, manifest=manifest, ref=record.ref, slot=record.slot)
@@ -131,15 +143,44 @@ class Service:
             "bytes": image.manifest.bytes,
             "index_bytes": image.index_bytes,
             "index_moved": image.moved,
+            "offline": offline,
             "seconds": time.perf_counter() - begin,
         }
 
-    def _resolve(self, request: requests.Mount) -> str:
-        if request.manifest is None:
-            return refs.resolve(self.store, request.ref)
-        if not is_hex_digest(request.manifest):
-            raise UsageError(f"not a manifest digest: {request.manifest[:80]!r}")
-        return request.manifest
+    async def _resolve(self, request: requests.Mount) -> tuple[str, str]:
+        """Return a manifest's hex digest, and if the store could not be asked for it, why not."""
+        if request.manifest is not None:
+            if not is_hex_digest(request.manifest):
+                raise UsageError(f"not a manifest digest: {request.manifest[:80]!r}")
+            return request.manifest, ""
+        digest = request.ref.rpartition("@")[2]
+        if is_hex_digest(digest) and await in_thread(is_local, self.config.cache, digest):
+            # A digest that is on this host needs no store to vouch for it.
+            return digest, ""
+        try:
+            with trio.fail_after(min(_RESOLVE_SECONDS, self.config.store_deadline)):
+                return await in_thread(self.resolve, request.ref, abandon=True), ""
+        except trio.TooSlowError:
+            problem: ImageFSError = DeadlineError("the store did not answer in time when it was asked for the image")
+        except (StoreError, DeadlineError) as error:
+            problem = error
+        known = await in_thread(self.names.get, self.store.url, request.ref) if self.names is not None else None
+        if known is None or not await in_thread(is_local, self.config.cache, known[0]):
+            raise problem
+        self.log.warning("mounted_offline", ref=request.ref, manifest=known[0], resolved_at=known[1], error=problem.message)
+        return known[0], problem.message
+
+    def resolve(self, ref: str) -> str:
+        """Ask the store what a ref stands for, and remember it. Blocks."""
+        try:
+            manifest = refs.resolve(self.store, ref)
+        except NotFoundError:
+            if self.names is not None:
+                self.names.forget(self.store.url, ref)
+            raise
+        if self.names is not None:
+            self.names.put(self.store.url, ref, manifest)
+        return manifest
 
     async def _umount(self, request: requests.Umount) -> dict[str, object]:
         mountpoint = str(await in_thread(canonical, request.mountpoint))

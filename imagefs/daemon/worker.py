@@ -10,6 +10,7 @@ import fcntl
 import functools
 import os
 import signal
+import sqlite3
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,16 +21,23 @@ import structlog
 import trio
 
 from imagefs.cache.counters import ReadCounters
+from imagefs.cache.disk_open import OpenedTier
+from imagefs.cache.disk_place import CachePlace
 from imagefs.cache.fetcher import Fetcher
+from imagefs.cache.image import open_image
+from imagefs.cache.link import Link, LinkCounters
+from imagefs.cache.names import ResolvedNames
+from imagefs.cache.pressure import Pressure, follow
 from imagefs.cache.ram import RamCache
 from imagefs.config import Config
+from imagefs.daemon.caching import CacheService
 from imagefs.daemon.control import SOCKET_NAME, bind_socket, serve_control
 from imagefs.daemon.logging_setup import LOG_NAME, make_logger
 from imagefs.daemon.metrics import Sources
 from imagefs.daemon.mounter import BindMounter, recover
 from imagefs.daemon.service import Mounter, Service
 from imagefs.daemon.single import SingleMounter, recover_single
-from imagefs.errors import AccessError, DaemonError, ImageFSError
+from imagefs.errors import AccessError, DaemonError, ImageFSError, StoreError, StoreFullError
 from imagefs.fuse.forest import Forest
 from imagefs.fuse.guard import Requests
 from imagefs.fuse.reading import Reading
@@ -38,7 +46,7 @@ from imagefs.mount.bind import unmount
 from imagefs.mount.mountinfo import mount_at
 from imagefs.mount.table import MountTable
 from imagefs.store.base import ObjectStore
-from imagefs.store.opening import open_store
+from imagefs.store.lazy import LazyStore
 
 _LOCK_SECONDS: Final = 10.0
 _SHUTDOWN_SECONDS: Final = 30.0
@@ -79,9 +87,13 @@ def run_daemon(role: Role, ready: Callable[[], None]) -> None:
         gone = recover(directory / "fuse", table) if role.mountpoint is None else recover_single(role.mountpoint, table)
         if gone:
             log.warning("recovered", mountpoints=gone)
-        store = open_store(role.config.store)
+        store = LazyStore(role.config.store)
+        forest = Forest()
+        clean = False
+        disk = _open_disk(role, forest, log)
         try:
-            trio.run(_Worker(role, store, table, log, ready).main)
+            trio.run(_Worker(role, store, table, forest, disk=disk, log=log, ready=ready).main)
+            clean = True
         except Exception as error:
             # Nurseries wrap what ends them in groups.
             found = describe_failure(error)
@@ -89,9 +101,39 @@ def run_daemon(role: Role, ready: Callable[[], None]) -> None:
                 log.exception("daemon_bug")
             raise found from error
         finally:
+            if disk is not None:
+                disk.close(clean=clean)
             store.close()
     finally:
         os.close(lock)
+
+
+def _open_disk(role: Role, forest: Forest, log: structlog.typing.FilteringBoundLogger) -> OpenedTier | None:
+    """Open the SSD tier; None where there can be none. A directory that must not be used as a cache is an error."""
+    config = role.config
+    try:
+        place = CachePlace(config.cache)
+    except DaemonError as error:
+        if role.mountpoint is None:
+            raise
+        # Without root each mount has a daemon: the first of them has the disk, the others have memory and the store.
+        log.warning("cache_in_use", error=error.message)
+        return None
+    except StoreFullError as error:
+        log.warning("cache_unusable", error=error.message)
+        return None
+    try:
+        return OpenedTier(
+            place,
+            log,
+            limit=config.cache_bytes,
+            floor=config.cache_floor,
+            mounted=lambda: [(slot.image.name, slot.image.objects) for slot in list(forest.slots.values())],
+        )
+    except StoreError as error:
+        place.close()
+        log.warning("cache_unusable", error=error.message)
+        return None
 
 
 def make_instance_dir(directory: Path) -> None:
@@ -130,23 +172,42 @@ class _Worker:
     """Puts the parts together and runs them."""
 
     def __init__(
-        self, role: Role, store: ObjectStore, table: MountTable, log: structlog.typing.FilteringBoundLogger, ready: Callable[[], None]
+        self,
+        role: Role,
+        store: ObjectStore,
+        table: MountTable,
+        forest: Forest,
+        *,
+        disk: OpenedTier | None,
+        log: structlog.typing.FilteringBoundLogger,
+        ready: Callable[[], None],
     ) -> None:
         self._role = role
         self._store = store
         self._table = table
+        self._forest = forest
+        self._disk = disk
         self._log = log
         self._ready = ready
         self._counters = ReadCounters()
         self._requests = Requests(log)
-        self._forest = Forest()
         self._ram = RamCache(role.config.ram_bytes)
+        self._link_counters = LinkCounters()
+        self._link = Link(store, self._link_counters, log, deadline=role.config.store_deadline)
 
     async def main(self) -> None:
         """Start, serve, stop."""
         stopped = trio.Event()
         async with trio.open_nursery() as nursery:
-            fetcher = Fetcher(nursery, self._store, self._ram, self._counters, self._log, deadline=self._role.config.store_deadline)
+            tier = None
+            if self._disk is not None:
+                tier = self._disk.tier
+                nursery.start_soon(self._disk.run)
+            ram = self._ram
+            pressure = Pressure.of_this_process(self._role.config.ram_bytes, lambda: ram.used)
+            nursery.start_soon(self._follow, pressure, ram.set_limit)
+            deadline = self._role.config.store_deadline
+            fetcher = Fetcher(nursery, self._link, self._ram, tier, self._counters, log=self._log, deadline=deadline)
             reading = Reading(fetcher, self._counters)
             session = FuseSession(nursery, self._forest, reading, self._requests, self._log)
             listener = None
@@ -175,6 +236,12 @@ class _Worker:
                         (self._role.directory / SOCKET_NAME).unlink()
                 self._log.info("stopped")
 
+    async def _follow(self, pressure: Pressure, set_limit: Callable[[int], None]) -> None:
+        try:
+            await follow(pressure, set_limit)
+        except Exception:  # noqa: BLE001 # the bound stays as it is; mounts go on
+            self._log.exception("pressure_bug")
+
     async def _mounter(self, nursery: trio.Nursery, session: FuseSession, stop: Callable[[], None]) -> Mounter:
         role = self._role
         if role.mountpoint is not None:
@@ -195,8 +262,9 @@ class _Worker:
         stop()
 
     def _service(self, mounter: Mounter, stop: Callable[[], None]) -> Service:
-        sources = Sources(self._counters, self._ram, self._requests, self._forest, self._table)
-        return Service(
+        tier = self._disk.tier if self._disk is not None else None
+        sources = Sources(self._counters, self._link_counters, self._ram, tier, self._requests, self._forest, self._table)
+        service = Service(
             self._role.config,
             self._store,
             sources,
@@ -207,6 +275,21 @@ class _Worker:
             started_at=time.time(),
             last_mount=trio.current_time(),
         )
+        if self._disk is not None:
+            service.names = self._names()
+            service.caching = CacheService(self._disk, service.resolve, self._bring)
+        return service
+
+    def _names(self) -> ResolvedNames | None:
+        try:
+            return ResolvedNames(self._role.config.cache / "names")
+        except (OSError, sqlite3.Error) as error:
+            self._log.warning("names_unusable", error=str(error))
+            return None
+
+    def _bring(self, manifest: str) -> None:
+        """Bring an image's index to this host. Blocks."""
+        open_image(self._store, self._role.config.cache, manifest).close()
 
     async def _signals(self, stop: Callable[[], None]) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:

@@ -36,6 +36,7 @@ COMMANDS: Final[dict[str, Entry]] = {
     "inspect": Entry("images", "Show one image in full."),
     "tag": Entry("images", "Give an image another ref."),
     "rm": Entry("images", "Remove a ref."),
+    "cache": Entry("cache", "Show and steer the SSD tier."),
     "stats": Entry("stats", "Show what the daemon has served, and from which tier."),
     "doctor": Entry("doctor", "Check what this host can do."),
     "daemon": Entry("daemon", "Run, show or stop the daemon."),

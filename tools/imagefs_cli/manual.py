@@ -16,6 +16,8 @@ SETTINGS: Final[Mapping[str, str]] = {
     "cache": "the directory where the host keeps indexes and content",
     "runtime": "the directory with sockets and the mount table",
     "ram_bytes": "bound of the RAM tier, such as `512MiB`",
+    "cache_bytes": "bound of the SSD tier, such as `200GiB`; 0: as much as there is room",
+    "cache_floor": "what the SSD tier leaves free on its file system; by default a twentieth of it, 10 GiB at most",
     "store_deadline": "seconds after which a read stops waiting for the store",
     "log_level": "the least severe event that the daemon logs",
 }

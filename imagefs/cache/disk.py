@@ -1,0 +1,433 @@
+"""The SSD tier: decoded bytes of objects and shared frames in files, beside an index of what is where.
+
+Guarantees:
+
+- **It is never trusted.** What it holds is a hint: the fetcher verifies each frame that it reads from here by its digest, and says
+  :meth:`DiskTier.bad` when it is not what it should be. So a flipped bit, a lost write or an unclean stop cost a fetch, never a wrong byte.
+- **Landing is off the critical path.** :meth:`DiskTier.land` puts bytes in a bounded queue; where the disk is slower than the link,
+  full, or broken, bytes are not kept and no reader notices.
+- A file is in ``objects/`` or ``frames/`` only after all of it was verified and made durable (``imagefs.cache.disk_files``).
+- The index is written in one durable commit every :data:`COMMIT_SECONDS` at most: a killed process loses that much of what it landed.
+
+Who owns what: all state belongs to the trio thread. One task (:meth:`DiskTier.run`) hands batches to a thread, one at a time, and changes
+the state when the thread is done; so there are no locks.
+
+What does not live here: which bytes are wanted (``fetcher``), which files go when room is needed (``eviction``).
+"""
+
+import errno
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+import trio
+
+from imagefs.cache.disk_entries import Entries, Entry
+from imagefs.cache.disk_files import Folders, OpenFile, Piece, write_pieces
+from imagefs.cache.disk_index import DiskIndex, Figures, Row
+from imagefs.cache.eviction import Evictor, Protection
+from imagefs.cache.ranges import RangeSet
+from imagefs.digest import Buffer
+from imagefs.errors import ImageFSError
+
+COMMIT_SECONDS: Final = 1.0
+QUEUE_MAX: Final = 96 << 20
+"""Bytes that wait to be written, at most."""
+_BATCH: Final = 32 << 20
+_OFF_SECONDS: Final = 10.0
+"""For how long nothing is written after the disk has refused a write."""
+_LAST_SECONDS: Final = 20.0
+_FOR_EVER: Final = float("inf")
+_NOW: Final = float("-inf")
+"""When the last commit was, if the next one is not to wait."""
+
+
+class DiskLog(Protocol):
+    """``structlog``'s bound logger, as far as it is needed."""
+
+    def warning(self, event: str, /, *args: Any, **fields: Any) -> Any:  # structlog's signature
+        """Log an event with fields."""
+
+    def exception(self, event: str, /, *args: Any, **fields: Any) -> Any:
+        """Log an event with fields and the exception being handled."""
+
+
+@dataclass(slots=True)
+class DiskCounters:
+    """Figures since the daemon started, in bytes or files."""
+
+    landed_bytes: int = 0
+    not_landed_bytes: int = 0
+    completed_files: int = 0
+    damaged_files: int = 0
+    evicted_bytes: int = 0
+    evicted_files: int = 0
+    write_errors: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A file of the tier: the digest of all its bytes, its ``kind`` and its size. ``holes`` yields the ranges that need no bytes."""
+
+    name: bytes
+    kind: int
+    size: int
+    holes: Callable[[], Iterable[tuple[int, int]]]
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """Bytes on their way to the disk."""
+
+    place: Place
+    pieces: list[Piece] = field(default_factory=list)
+
+
+class DiskTier:
+    """The tier. ``run`` is its task."""
+
+    def __init__(
+        self,
+        folders: Folders,
+        index: DiskIndex,
+        log: DiskLog,
+        *,
+        limit: int,
+        floor: int,
+        protection: Protection,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        """``limit`` bounds the bytes held (0: only ``floor`` does); ``floor`` is what stays free on the file system."""
+        self.counters = DiskCounters()
+        self.limit = limit
+        self.floor = floor
+        self._folders = folders
+        self._index = index
+        self._log = log
+        self._wall = wall
+        self._entries = Entries(folders, index, wall)
+        self._evictor = Evictor(index, protection)
+        self._queue: OrderedDict[bytes, _Waiting] = OrderedDict()
+        self._queued = 0
+        self._full: list[Entry] = []
+        self._wake = trio.Event()
+        self._committed = trio.Event()
+        self._committed_at = _NOW
+        self._off_until = 0.0
+        self._refusal = ""
+
+    # -- for the fetcher: synchronous, on the trio thread ------------------------------------------------------------------------------
+
+    def covers(self, name: bytes, start: int, end: int) -> bool:
+        """Say whether bytes ``start`` to ``end`` of a file seem to be here."""
+        entry = self._entries.find(name) if self._off_until != _FOR_EVER else None
+        if entry is None or end > entry.size or (entry.ranges is not None and not entry.ranges.covers(start, end)):
+            return False
+        self._entries.use(entry)
+        return True
+
+    def open(self, name: bytes) -> OpenFile | None:
+        """Return a file to read from, which stays readable whatever happens to the tier; None if it has gone."""
+        entry = self._entries.find(name)
+        return None if entry is None else self._entries.open(entry)
+
+    def land(self, place: Place, offset: int, data: Buffer) -> bool:
+        """Keep bytes of a file, if there is room in the queue; False if they are not kept."""
+        if self._queued + len(data) > QUEUE_MAX or self._wall() < self._off_until:
+            self.counters.not_landed_bytes += len(data)
+            return False
+        waiting = self._queue.get(place.name)
+        if waiting is None:
+            waiting = self._queue[place.name] = _Waiting(place)
+        waiting.pieces.append(Piece(offset, data))
+        self._queued += len(data)
+        self._wake.set()
+        return True
+
+    def bad(self, name: bytes, start: int, end: int) -> None:
+        """Forget bytes that were read and are not what they should be. A complete file goes as a whole."""
+        entry = self._entries.find(name)
+        if entry is None:
+            return
+        if entry.ranges is None or entry.busy:
+            self._entries.doom(entry)
+            self._wake.set()
+        else:
+            self._entries.hold(entry, -entry.ranges.remove(start, end))
+
+    def disable(self) -> None:
+        """Hold nothing from now on, for a tier whose task is dead."""
+        self._off_until = _FOR_EVER
+        self._refusal = "its task has ended"
+        self._queue.clear()
+        self._queued = 0
+
+    def adopt(self, name: bytes, row: Row) -> None:
+        """Take in a complete file that the index does not know, unless one of its name has come meanwhile."""
+        self._entries.adopt(name, row)
+        self._wake.set()
+
+    # -- the task ----------------------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Write, seal, commit and evict until cancelled; then finish what was begun, within a deadline."""
+        try:
+            while True:
+                await self._rest()
+                await self._round()
+        finally:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + _LAST_SECONDS):
+                try:
+                    while self._queue:
+                        await self._write()
+                    await self._commit()
+                except (OSError, ImageFSError) as error:
+                    self._refused(error)
+
+    async def settled(self) -> None:
+        """Wait until everything that was landed so far is committed, or refused."""
+        while self._queue or self._is_due():
+            self._hurry()
+            await self._committed.wait()
+
+    def _is_due(self) -> bool:
+        return bool(self._full or self._entries.doomed or self._entries.dirty())
+
+    def _hurry(self) -> None:
+        self._committed_at = _NOW
+        self._wake.set()
+
+    async def _rest(self) -> None:
+        """Wait until there is something to write, or until what is due for a commit has waited long enough."""
+        self._wake = trio.Event()
+        if self._queue or self._committed_at == _NOW:
+            return
+        due = self._committed_at + COMMIT_SECONDS - trio.current_time() if self._is_due() else float("inf")
+        with trio.move_on_after(max(0.0, due)):
+            await self._wake.wait()
+
+    async def _round(self) -> None:
+        try:
+            await self._write()
+            if trio.current_time() - self._committed_at >= COMMIT_SECONDS:
+                await self._commit()
+                await self._make_room()
+        except (OSError, ImageFSError) as error:
+            self._refused(error)
+            await trio.sleep(COMMIT_SECONDS)
+
+    async def _write(self) -> None:
+        """Write one batch."""
+        batch: list[tuple[Entry, list[Piece]]] = []
+        size = 0
+        while self._queue and size < _BATCH:
+            _, waiting = self._queue.popitem(last=False)
+            count = sum(len(piece.data) for piece in waiting.pieces)
+            self._queued -= count
+            entry = self._entry_for(waiting.place)
+            if entry is None or entry.busy:
+                self.counters.not_landed_bytes += count
+                continue
+            ranges = entry.ranges
+            pieces = [piece for piece in waiting.pieces if ranges is not None and not ranges.covers(piece.offset, _end(piece))]
+            if pieces:
+                entry.busy = True
+                batch.append((entry, pieces))
+                size += count
+        if not batch:
+            return
+        written = await trio.to_thread.run_sync(self._write_batch, batch)
+        for (entry, pieces), error in zip(batch, written, strict=True):
+            entry.busy = False
+            if error is not None:
+                self._refused(error)
+            elif not entry.doomed and entry.ranges is not None:
+                new = sum(entry.ranges.add(piece.offset, _end(piece)) for piece in pieces)
+                self.counters.landed_bytes += new
+                self._entries.hold(entry, new)
+                if entry.ranges.covers(0, entry.size):
+                    entry.busy = True
+                    self._full.append(entry)
+
+    def _entry_for(self, place: Place) -> Entry | None:
+        """Return the entry of a file that is to be written, a new one if there is none; None while an old one of that name is going."""
+        entry = self._entries.find(place.name)
+        if entry is None and place.name not in self._entries.doomed:
+            entry = self._entries.make(place.name, place.kind, place.size, RangeSet(place.holes()))
+        return None if entry is None or entry.size != place.size else entry
+
+    def _write_batch(self, batch: list[tuple[Entry, list[Piece]]]) -> list[OSError | None]:
+        """Write in a thread; return what went wrong, an entry each."""
+        outcome: list[OSError | None] = []
+        for entry, pieces in batch:
+            try:
+                if entry.file is None:
+                    entry.file = self._folders.create(entry.kind, entry.name, entry.size)
+                write_pieces(entry.file, pieces)
+                outcome.append(None)
+            except OSError as error:
+                outcome.append(error)
+        return outcome
+
+    def _refused(self, error: OSError | ImageFSError) -> None:
+        """The disk does not take writes: leave it alone for a while. Readers are served from the other tiers."""
+        self.counters.write_errors += 1
+        self._refusal = error.message if isinstance(error, ImageFSError) else error.strerror or str(error)
+        if self._wall() >= self._off_until:
+            self._log.warning("cache_disk_refuses", error=self._refusal)
+        self._off_until = self._wall() + _OFF_SECONDS
+        self.counters.not_landed_bytes += self._queued
+        self._queue.clear()
+        self._queued = 0
+        if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            self._hurry()
+
+    async def _commit(self) -> None:
+        """Seal what is complete, unlink what is doomed, and write the index."""
+        full, self._full = self._full, []
+        sealing = [entry for entry in full if entry.file is not None and not entry.doomed]
+        bad: set[bytes] = set()
+        try:
+            if sealing:
+                files = [(entry.kind, entry.name, entry.size, entry.file) for entry in sealing if entry.file is not None]
+                bad = set(await trio.to_thread.run_sync(self._folders.seal, files))
+        except OSError:
+            # Their bytes can be read as they are, and are sealed when they are complete again.
+            for entry in sealing:
+                self._entries.doom(entry)
+            raise
+        finally:
+            for entry in full:
+                entry.busy = False
+        for entry in full:
+            if entry.doomed:
+                continue
+            if entry in sealing and entry.name not in bad:
+                self._entries.completed(entry)
+                self.counters.completed_files += 1
+            else:
+                self.counters.damaged_files += 1
+                self._entries.doom(entry)
+        await self._write_index()
+        self._committed_at = trio.current_time()
+        self._committed.set()
+        self._committed = trio.Event()
+
+    async def _write_index(self) -> None:
+        going = {name: entry for name, entry in self._entries.doomed.items() if not entry.busy}
+        dirty = self._entries.dirty()
+        if not (dirty or going):
+            return
+        rows = [(entry.name, entry.row()) for entry in dirty]
+        for entry in dirty:
+            entry.dirty = False
+        try:
+            await trio.to_thread.run_sync(self._commit_index, rows, list(going.values()), self._entries.figures)
+        except BaseException:
+            for entry in dirty:
+                entry.dirty = True
+            raise
+        for name in going:
+            self._entries.doomed.pop(name, None)
+
+    def _commit_index(self, rows: list[tuple[bytes, Row]], going: list[Entry], figures: Figures) -> None:
+        for entry in going:
+            for complete in (True, False):
+                self._folders.remove(entry.kind, entry.name, complete=complete)
+        self._index.commit(rows, [entry.name for entry in going], figures)
+
+    # -- room --------------------------------------------------------------------------------------------------------------------------
+
+    async def _make_room(self) -> None:
+        """Evict until the bounds hold."""
+        held = self.held
+        free, _ = await trio.to_thread.run_sync(self._folders.free)
+        over = max(held - self.limit if self.limit else 0, min(self.floor - free, held))
+        if over > 0:
+            # A fiftieth more than needed, so that not every commit evicts.
+            await self.evict(over + (self.limit or held) // 50)
+
+    async def evict(self, need: int, *, wanted: Callable[[bytes, Row], bool] | None = None, pinned: bool = False) -> int:
+        """Let go of about ``need`` bytes, of those files that are ``wanted``; ``pinned``: also of what is pinned. Return how many went."""
+        total = 0
+        while total < need:
+            freed = await self._evict_some(need - total, wanted, pinned=pinned)
+            if not freed:
+                break
+            total += freed
+        return total
+
+    async def _evict_some(self, need: int, wanted: Callable[[bytes, Row], bool] | None, *, pinned: bool) -> int:
+        entries = self._entries
+        hand = entries.figures.hand
+        victims, hand = await trio.to_thread.run_sync(
+            lambda: self._evictor.choose(need, int(self._wall()), hand, wanted=wanted, pinned=pinned)
+        )
+        entries.figures = entries.figures._replace(hand=hand)
+        freed = 0
+        for name in victims:
+            entry = entries.find(name)
+            if entry is None or entry.busy or name in self._queue:
+                continue
+            freed += entry.held
+            self.counters.evicted_files += 1
+            entries.doom(entry)
+        self.counters.evicted_bytes += freed
+        if freed:
+            await self._write_index()
+        return freed
+
+    def set_bounds(self, limit: int | None = None, floor: int | None = None) -> None:
+        """Change the bounds; they hold from the next commit on, which comes at once."""
+        self.limit = self.limit if limit is None else limit
+        self.floor = self.floor if floor is None else floor
+        self._hurry()
+
+    # -- for people --------------------------------------------------------------------------------------------------------------------
+
+    async def verify(self) -> dict[str, int]:
+        """Compare every complete file with its name; let go of those that differ. Incomplete ones are verified as they are read."""
+        checked = bad = size = 0
+        name = b""
+        while rows := await trio.to_thread.run_sync(self._index.after, name, 64):
+            for name, row in rows:
+                if row.complete:
+                    checked += 1
+                    size += row.size
+                    if not await trio.to_thread.run_sync(self._folders.is_sound, row.kind, name, row.size):
+                        bad += 1
+                        self.bad(name, 0, row.size)
+        self.counters.damaged_files += bad
+        return {"files": checked, "bytes": size, "bad": bad}
+
+    def status(self) -> dict[str, object]:
+        """Return what is held and what bounds it."""
+        free, total = self._folders.free()
+        return {
+            "bytes": self.held,
+            "files": len(self._index),
+            "complete_files": self.complete,
+            "limit_bytes": self.limit,
+            "floor_bytes": self.floor,
+            "free_bytes": free,
+            "disk_bytes": total,
+            "queued_bytes": self._queued,
+            "settled": not (self._queue or self._is_due()),
+            "refusing": self._refusal if self._wall() < self._off_until else "",
+        }
+
+    @property
+    def held(self) -> int:
+        """Bytes on disk."""
+        return self._entries.figures.held
+
+    @property
+    def complete(self) -> int:
+        """Files that are complete."""
+        return self._entries.figures.complete
+
+
+def _end(piece: Piece) -> int:
+    return piece.offset + len(piece.data)

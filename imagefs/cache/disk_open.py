@@ -1,0 +1,114 @@
+"""Opening the SSD tier, and setting it right after an unclean stop.
+
+Nothing in it is trusted, so an unclean stop endangers no reader. What it leaves are files that the index does not know: complete ones are
+verified and taken in, others removed, in the background while the tier serves.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from imagefs.cache.disk import DiskLog, DiskTier
+from imagefs.cache.disk_files import FOLDERS, PARTIAL, Folders
+from imagefs.cache.disk_index import DiskIndex, Row, open_index
+from imagefs.cache.disk_place import CachePlace
+from imagefs.cache.holdings import Holdings
+from imagefs.errors import StoreError
+from imagefs.format.objectmap import ObjectMap
+
+UNCLEAN: Final = "unclean"
+_FLOOR_MAX: Final = 10 << 30
+_PAUSE: Final = 0.002
+
+
+class OpenedTier:
+    """A tier with what it stands on. ``close`` after its task has ended."""
+
+    def __init__(
+        self,
+        place: CachePlace,
+        log: DiskLog,
+        *,
+        limit: int,
+        floor: int | None,
+        mounted: Callable[[], Iterable[tuple[str, ObjectMap]]] = tuple,
+    ) -> None:
+        """``floor`` None: a twentieth of the file system, 10 GiB at most. ``StoreError`` if the disk does not take what this needs."""
+        self.place = place
+        self._started = time.time()
+        try:
+            self._unclean = (place.root / UNCLEAN).exists()
+            (place.root / UNCLEAN).touch()
+            self.folders = Folders(place.root)
+            self.index, damaged = open_index(place.root / "lmdb")
+        except OSError as error:
+            raise StoreError(f"the cache directory {place.root} cannot be written: {error.strerror}") from error
+        if damaged:
+            log.warning("cache_index_damaged", cache=str(place.root))
+            self._unclean = True
+        for warning in place.warnings:
+            log.warning("cache_place", warning=warning)
+        if place.set_aside:
+            log.warning("cache_set_aside", cache=str(place.root))
+        if floor is None:
+            floor = min(_FLOOR_MAX, self.folders.free()[1] // 20)
+        self.holdings = Holdings(place.root, self.index, mounted)
+        self.tier = DiskTier(self.folders, self.index, log, limit=limit, floor=floor, protection=self.holdings)
+        self._log = log
+
+    async def run(self) -> None:
+        """Run the tier's task, and beside it what an unclean stop makes necessary. A bug in them ends the tier and nothing else."""
+        try:
+            async with trio.open_nursery() as nursery:
+                if self._unclean:
+                    nursery.start_soon(self._set_right)
+                await self.tier.run()
+        except Exception:  # noqa: BLE001 # mounts are served without the disk as well
+            self.tier.disable()
+            self._log.exception("cache_bug")
+
+    async def _set_right(self) -> None:
+        before = self._started
+        found = await trio.to_thread.run_sync(lambda: list(unknown_files(self.index, self.place.root, before)))
+        adopted = removed = 0
+        for kind, name, size, complete in found:
+            if complete and await trio.to_thread.run_sync(self.folders.is_sound, kind, name, size):
+                self.tier.adopt(name, Row(kind, complete=True, size=size, held=size, used_at=int(before)))
+                adopted += 1
+            else:
+                await trio.to_thread.run_sync(lambda k, n, c: self.folders.remove(k, n, complete=c), kind, name, complete)
+                removed += 1
+            # An idle disk is not what this is for.
+            await trio.sleep(_PAUSE)
+        if found:
+            self._log.warning("cache_set_right", adopted=adopted, removed=removed)
+
+    def close(self, *, clean: bool = True) -> None:
+        """Close everything; ``clean`` if the tier's task has ended by itself."""
+        self.index.close()
+        if clean:
+            (self.place.root / UNCLEAN).unlink(missing_ok=True)
+        self.place.close()
+
+
+def unknown_files(index: DiskIndex, root: Path, before: float) -> Iterator[tuple[int, bytes, int, bool]]:
+    """Yield the files older than ``before`` that the index does not know, as (kind, name, size, complete). Blocks."""
+    for folder in (*FOLDERS, PARTIAL):
+        complete = folder != PARTIAL
+        kind = FOLDERS.index(folder) if complete else 0
+        for shard in os.scandir(root / folder):
+            if not shard.is_dir(follow_symlinks=False):
+                continue
+            for file in os.scandir(shard.path):
+                try:
+                    name = bytes.fromhex(shard.name + file.name)
+                    status = file.stat(follow_symlinks=False)
+                except (ValueError, OSError):
+                    continue
+                row = index.get(name)
+                if status.st_mtime < before and (row is None or row.complete != complete):
+                    yield kind, name, status.st_size, complete

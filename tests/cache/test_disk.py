@@ -1,0 +1,488 @@
+"""The SSD tier on a real directory: landing, sealing, reading back, damage, eviction, restarts, a disk that refuses."""
+
+import errno
+import itertools
+import mmap
+import os
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import trio
+
+from imagefs.cache.disk import QUEUE_MAX, DiskTier, Place
+from imagefs.cache.disk_files import FRAME, OBJECT
+from imagefs.cache.disk_index import DiskIndex, Figures, Row
+from imagefs.cache.disk_open import OpenedTier
+from imagefs.cache.disk_place import ASIDE, MARKER, CachePlace
+from imagefs.cache.eviction import Evictor
+from imagefs.digest import digest_of
+from imagefs.errors import AccessError, DaemonError, ImageFSError, UsageError
+
+MIB = 1 << 20
+
+
+@dataclass
+class Log:
+    events: list[str] = field(default_factory=list)
+
+    def warning(self, event: str, /, **_: object) -> None:
+        self.events.append(event)
+
+    exception = warning
+
+
+@dataclass
+class Bench:
+    """A tier in a directory, started as often as ``run`` is called."""
+
+    root: Path
+    limit: int = 0
+    floor: int = 0
+    log: Log = field(default_factory=Log)
+
+    def run(self, body: Callable[[DiskTier], Awaitable[None]], *, clean: bool = True) -> None:
+        opened = OpenedTier(CachePlace(self.root), self.log, limit=self.limit, floor=self.floor)
+
+        async def main() -> None:
+            with trio.fail_after(60):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(opened.run)
+                    await body(opened.tier)
+                    nursery.cancel_scope.cancel()
+
+        try:
+            trio.run(main)
+        finally:
+            opened.close(clean=clean)
+
+    def files(self, folder: str) -> dict[str, bytes]:
+        return {path.parent.name + path.name: path.read_bytes() for path in (self.root / folder).glob("*/*")}
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path / "cache")
+
+
+def noise(size: int, seed: int = 0) -> bytes:
+    return (digest_of(b"%d" % seed) * (size // 32 + 1))[:size]
+
+
+def place(data: bytes, kind: int = OBJECT, holes: Iterable[tuple[int, int]] = ()) -> Place:
+    return Place(digest_of(data), kind, len(data), lambda: holes)
+
+
+def read(tier: DiskTier, name: bytes, start: int, end: int) -> bytes | None:
+    file = tier.open(name)
+    target = bytearray(end - start)
+    return bytes(target) if file is not None and file.read_into(memoryview(target), start) else None
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what the tier's own tasks do; the bench's deadline ends it."""
+    while not condition():  # noqa: ASYNC110 # there is no event for it outside
+        await trio.sleep(0.01)
+
+
+async def land(tier: DiskTier, data: bytes, step: int = 256 << 10, kind: int = OBJECT) -> bytes:
+    where = place(data, kind)
+    for offset in range(0, len(data), step):
+        assert tier.land(where, offset, memoryview(data)[offset : offset + step])
+    await tier.settled()
+    return where.name
+
+
+@pytest.mark.parametrize(("kind", "folder"), [(OBJECT, "objects"), (FRAME, "frames")])
+def test_what_is_complete_is_sealed_under_its_name(bench: Bench, kind: int, folder: str) -> None:
+    data = noise(MIB + 17)
+
+    async def body(tier: DiskTier) -> None:
+        name = await land(tier, data, kind=kind)
+        assert tier.covers(name, 0, len(data))
+        assert read(tier, name, 5, 1000) == data[5:1000]
+        assert (tier.held, tier.complete) == (len(data), 1)
+
+    bench.run(body)
+    assert bench.files(folder) == {digest_of(data).hex(): data}
+    assert bench.files("partial") == {}
+    path = next((bench.root / folder).glob("*/*"))
+    assert path.stat().st_mode & 0o777 == 0o444
+
+
+def test_what_is_incomplete_is_known_after_a_restart(bench: Bench) -> None:
+    data = noise(MIB)
+
+    async def first(tier: DiskTier) -> None:
+        where = place(data)
+        assert tier.land(where, 256 << 10, data[256 << 10 : 512 << 10])
+        await tier.settled()
+        assert tier.covers(where.name, 256 << 10, 512 << 10)
+        assert not tier.covers(where.name, 0, 1)
+
+    async def second(tier: DiskTier) -> None:
+        name = digest_of(data)
+        assert tier.covers(name, 256 << 10, 512 << 10)
+        assert not tier.covers(name, 0, 1)
+        assert not tier.covers(name, 512 << 10, 600 << 10)
+        assert read(tier, name, 300_000, 400_000) == data[300_000:400_000]
+        await land(tier, data)
+        assert tier.complete == 1
+        assert tier.held == len(data)
+
+    bench.run(first)
+    assert [len(content) for content in bench.files("partial").values()] == [MIB]
+    bench.run(second)
+    assert bench.files("objects") == {digest_of(data).hex(): data}
+    assert bench.files("partial") == {}
+
+
+@pytest.mark.parametrize("odd", [0, 1, 4095], ids=["aligned", "odd", "nearly"])
+@pytest.mark.parametrize("direct", [True, False], ids=["direct", "buffered"])
+def test_any_place_and_memory_will_do(bench: Bench, monkeypatch: pytest.MonkeyPatch, odd: int, direct: bool) -> None:
+    if not direct:
+        monkeypatch.setattr(os, "O_DIRECT", -1)  # no file system takes all flags
+    data = noise(3 * MIB + odd)
+    memory = memoryview(mmap.mmap(-1, len(data) + 8192))
+    memory[odd : odd + len(data)] = data
+    cuts = [0, 4096, 4096 + odd, MIB, MIB + odd, 2 * MIB - odd, 2 * MIB, len(data)]
+
+    async def body(tier: DiskTier) -> None:
+        where = place(data)
+        for start, end in itertools.pairwise(cuts):
+            if start < end:
+                assert tier.land(where, start, memory[odd + start : odd + end])
+        await tier.settled()
+        assert tier.complete == 1
+        for start in (0, 1, 4096, MIB - 3):
+            assert read(tier, where.name, start, len(data)) == data[start:]
+
+    bench.run(body)
+
+
+def test_holes_need_no_bytes(bench: Bench) -> None:
+    data = bytes(MIB) + b"x" * 1000
+
+    async def body(tier: DiskTier) -> None:
+        where = place(data, holes=[(0, MIB)])
+        tier.land(where, MIB, data[MIB:])
+        await tier.settled()
+        assert tier.complete == 1
+        assert tier.held == 1000
+        assert read(tier, where.name, MIB - 3, MIB + 3) == b"\0\0\0xxx"
+
+    bench.run(body)
+
+
+def test_bytes_that_do_not_make_the_object_are_never_sealed(bench: Bench) -> None:
+    data = noise(MIB)
+    lie = bytearray(data)
+    lie[777] ^= 1
+
+    async def body(tier: DiskTier) -> None:
+        tier.land(place(data), 0, bytes(lie))
+        await tier.settled()
+        assert not tier.covers(digest_of(data), 0, 1)
+        assert tier.counters.damaged_files == 1
+        assert tier.held == 0
+        await land(tier, data)
+        assert tier.complete == 1
+
+    bench.run(body)
+    assert bench.files("objects") == {digest_of(data).hex(): data}
+
+
+def test_what_is_found_damaged_is_forgotten_and_can_come_again(bench: Bench) -> None:
+    data, part = noise(MIB), noise(MIB, 1)
+
+    async def body(tier: DiskTier) -> None:
+        name = await land(tier, data)
+        tier.bad(name, 0, 10)
+        assert not tier.covers(name, 0, len(data))
+        assert tier.open(name) is None
+        await tier.settled()
+        assert bench.files("objects") == {}
+        assert tier.held == 0
+        other = place(part)
+        tier.land(other, 0, part[: 512 << 10])
+        await tier.settled()
+        tier.bad(other.name, 0, 256 << 10)
+        assert not tier.covers(other.name, 0, 1)
+        assert tier.covers(other.name, 256 << 10, 512 << 10)
+        await land(tier, data)
+        assert tier.covers(name, 0, len(data))
+
+    bench.run(body)
+
+
+def test_an_open_file_stays_readable_whatever_is_evicted(bench: Bench) -> None:
+    data = noise(MIB)
+
+    async def body(tier: DiskTier) -> None:
+        name = await land(tier, data)
+        file = tier.open(name)
+        assert file is not None
+        assert await tier.evict(1) >= MIB
+        assert bench.files("objects") == {}
+        target = bytearray(MIB)
+        assert file.read_into(memoryview(target), 0)
+        assert target == data
+
+    bench.run(body)
+
+
+def test_the_limit_is_kept_and_can_be_changed(bench: Bench) -> None:
+    bench.limit = 8 * MIB
+
+    async def body(tier: DiskTier) -> None:
+        for number in range(24):
+            await land(tier, noise(MIB, number))
+        assert tier.held <= 8 * MIB
+        tier.set_bounds(limit=3 * MIB)
+        await until(lambda: tier.held <= 3 * MIB)
+        assert sum(map(len, bench.files("objects").values())) == tier.held
+
+    bench.run(body)
+
+
+def test_a_full_disk_is_a_slower_host(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.pwritev
+    broken = [True]
+
+    def pwritev(descriptor: int, views: list[memoryview], offset: int) -> int:
+        if broken[0]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(descriptor, [views[0][:4096]], offset)  # short writes are no errors
+
+    data = noise(100_000)
+    now = [1e9]
+
+    async def body(tier: DiskTier) -> None:
+        monkeypatch.setattr(os, "pwritev", pwritev)
+        tier._wall = lambda: now[0]
+        assert tier.land(place(data), 0, data)
+        await tier.settled()
+        assert tier.counters.write_errors == 1
+        assert not tier.land(place(data), 0, data), "left alone for a while"
+        assert tier.status()["refusing"]
+        broken[0] = False
+        now[0] += 60
+        await land(tier, data)
+        assert tier.complete == 1
+
+    bench.run(body)
+    assert bench.log.events == ["cache_disk_refuses"]
+
+
+def test_a_bug_in_the_task_ends_the_tier_alone(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = noise(1000)
+
+    async def body(tier: DiskTier) -> None:
+        monkeypatch.setattr(tier._folders, "create", None)
+        tier.land(place(data), 0, data)
+        await until(lambda: bool(bench.log.events))
+        assert not tier.land(place(data), 0, data)
+        assert not tier.covers(digest_of(data), 0, 1)
+
+    bench.run(body)
+    assert bench.log.events == ["cache_bug"]
+
+
+def test_the_queue_is_bounded(bench: Bench) -> None:
+    data = noise(16 * MIB)
+
+    async def body(tier: DiskTier) -> None:
+        kept = [tier.land(Place(digest_of(b"%d" % n), OBJECT, len(data), tuple), 0, data) for n in range(10)]
+        assert kept == [True] * (QUEUE_MAX // len(data)) + [False] * (10 - QUEUE_MAX // len(data))
+
+    bench.run(body)
+
+
+def test_after_a_kill_sealed_files_are_taken_in_and_others_removed(bench: Bench) -> None:
+    data, lost = noise(MIB), noise(MIB, 1)
+
+    async def nothing(_: DiskTier) -> None: ...
+
+    async def body(tier: DiskTier) -> None:
+        await land(tier, noise(10_000, 9))
+
+    bench.run(body, clean=False)
+    for folder, content, name in (
+        ("objects", data, digest_of(data)),
+        ("objects", b"damaged", digest_of(lost)),
+        ("partial", b"x", digest_of(b"p")),
+    ):
+        path = bench.root / folder / name.hex()[:2] / name.hex()[2:]
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+        os.utime(path, (1, 1))
+
+    async def after(tier: DiskTier) -> None:
+        await until(lambda: tier.covers(digest_of(data), 0, MIB) and len(bench.files("objects")) == 2 and not bench.files("partial"))
+        await tier.settled()
+        assert tier.complete == 2
+        assert tier.held == MIB + 10_000
+
+    bench.run(after)
+    bench.run(nothing)
+    assert sorted(bench.files("objects")) == sorted([digest_of(data).hex(), digest_of(noise(10_000, 9)).hex()])
+
+
+def test_a_damaged_index_is_put_aside(bench: Bench) -> None:
+    async def body(tier: DiskTier) -> None:
+        await land(tier, noise(MIB))
+
+    bench.run(body)
+    (bench.root / "lmdb" / "data.mdb").write_bytes(b"\xff" * 8192)
+
+    async def after(tier: DiskTier) -> None:
+        await until(lambda: tier.complete == 1)
+
+    bench.run(after)
+    assert "cache_index_damaged" in bench.log.events
+
+
+def test_verify_finds_and_removes_what_rotted(bench: Bench) -> None:
+    async def body(tier: DiskTier) -> None:
+        names = [await land(tier, noise(100_000, n)) for n in range(5)]
+        path = bench.root / "objects" / names[2].hex()[:2] / names[2].hex()[2:]
+        path.chmod(0o600)
+        with path.open("r+b") as file:
+            file.seek(5000)
+            file.write(b"!")
+        assert await tier.verify() == {"files": 5, "bytes": 500_000, "bad": 1}
+        await tier.settled()
+        assert await tier.verify() == {"files": 4, "bytes": 400_000, "bad": 0}
+
+    bench.run(body)
+    assert len(bench.files("objects")) == 4
+
+
+# -- the place ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_one_process_a_cache(tmp_path: Path) -> None:
+    first = CachePlace(tmp_path / "c")
+    with pytest.raises(DaemonError, match=str(os.getpid())):
+        CachePlace(tmp_path / "c")
+    first.close()
+    CachePlace(tmp_path / "c").close()
+
+
+def test_what_is_not_a_cache_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("x")
+    with pytest.raises(UsageError, match="not a cache"):
+        CachePlace(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_cache_that_others_may_write_is_refused(tmp_path: Path) -> None:
+    root = tmp_path / "c"
+    root.mkdir()
+    root.chmod(0o777)
+    with pytest.raises(AccessError, match="written by others"):
+        CachePlace(root)
+
+
+def test_a_cache_of_another_format_is_set_aside(tmp_path: Path) -> None:
+    root = tmp_path / "c"
+    CachePlace(root).close()
+    (root / "objects").mkdir()
+    (root / "objects" / "x").write_text("old")
+    (root / MARKER).write_text('{"format": 0}')
+    again = CachePlace(root)
+    assert again.set_aside
+    again.close()
+    assert (root / ASIDE / "0" / "objects" / "x").read_text() == "old"
+    assert not (root / "objects").exists()
+
+
+def test_memory_file_systems_are_said(tmp_path: Path) -> None:
+    with_memory = Path("/dev/shm/imagefs-test-place")
+    try:
+        found = CachePlace(with_memory)
+        found.close()
+        assert any("memory" in warning for warning in found.warnings)
+    finally:
+        for path in with_memory.iterdir():
+            path.unlink()
+        with_memory.rmdir()
+
+
+# -- eviction -------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Protected:
+    pins: set[bytes] = field(default_factory=set)
+    mounts: set[bytes] = field(default_factory=set)
+
+    def pinned(self, name: bytes, row: Row) -> bool:
+        return name in self.pins
+
+    def mounted(self, name: bytes, row: Row) -> bool:
+        return name in self.mounts
+
+
+def _fill(path: Path, count: int, used_at: Callable[[int], int]) -> tuple[DiskIndex, list[bytes]]:
+    index = DiskIndex(path)
+    names = sorted(digest_of(b"%d" % n) for n in range(count))
+    rows = [(name, Row(OBJECT, complete=True, size=100, held=100, used_at=used_at(n))) for n, name in enumerate(names)]
+    index.commit(rows, [], Figures(held=100 * count))
+    return index, names
+
+
+def test_the_old_go_first_then_the_mounted_and_never_the_pinned(tmp_path: Path) -> None:
+    index, names = _fill(tmp_path / "db", 1000, lambda n: 1000 if n % 2 else 5000)
+    protected = Protected(pins=set(names[:100]), mounts=set(names[100:200]))
+    evictor = Evictor(index, protected)
+    old = {name for n, name in enumerate(names) if n % 2}
+    chosen, hand = evictor.choose(100 * 300, 4000, bytes(32))
+    assert len(chosen) == 300
+    assert set(chosen) <= old - protected.pins - protected.mounts
+    rest, _ = evictor.choose(100 * 2000, 4000, hand)
+    assert set(rest) == set(names) - protected.pins
+    everything, _ = evictor.choose(100 * 2000, 4000, hand, pinned=True)
+    assert set(everything) == set(names)
+    index.close()
+
+
+def test_the_hand_goes_on_where_it_was(tmp_path: Path) -> None:
+    index, names = _fill(tmp_path / "db", 600, lambda n: 0)
+    evictor = Evictor(index, Protected())
+    seen: list[bytes] = []
+    hand = names[300]
+    for _ in range(6):
+        chosen, hand = evictor.choose(100 * 100, 4000, hand)
+        seen += chosen
+    assert sorted(seen) == names
+    index.close()
+
+
+def test_only_what_is_wanted_goes(tmp_path: Path) -> None:
+    index, names = _fill(tmp_path / "db", 100, lambda n: 0)
+    chosen, _ = Evictor(index, Protected()).choose(1 << 40, 10, bytes(32), wanted=lambda name, _: name in names[40:45])
+    assert sorted(chosen) == names[40:45]
+    index.close()
+
+
+def test_rows_survive_and_pins_are_kept(tmp_path: Path) -> None:
+    index, names = _fill(tmp_path / "db", 10, lambda n: n)
+    assert index.pin("m" * 64, "py:slim")
+    assert not index.pin("m" * 64, "py:slim")
+    index.close()
+    index = DiskIndex(tmp_path / "db")
+    assert len(index) == 10
+    assert index.pins() == {"m" * 64: "py:slim"}
+    assert index.figures.held == 1000
+    assert [name for name, _ in index.after(names[3], 3)] == names[4:7]
+    assert index.unpin("m" * 64)
+    assert not index.unpin("m" * 64)
+    index.close()
+
+
+def test_an_error_has_a_class(tmp_path: Path) -> None:
+    (tmp_path / "db").write_text("a file")
+    with pytest.raises(ImageFSError):
+        DiskIndex(tmp_path / "db")
