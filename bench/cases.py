@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bench import constant_fs, images, many_files
-from bench.harness import Product, Run, drop_caches, paired, scratch, seconds, timed, walk
+from bench.far import bench_crowd, bench_far, bench_far_import, bench_gets, bench_scale, bench_ssd
+from bench.harness import Product, Run, cpu_of, drop_caches, paired, read_through, scratch, seconds, timed, walk
 from bench.ranged_get import bench_ranged_get
 
 GB = 1e9
@@ -158,12 +159,12 @@ def bench_read(run: Run) -> None:
             for _ in range(run.runs):
                 with product.mount("large:1") as fresh:
                     _ = fresh
-            first = seconds(lambda: _read(point / "large"))
+            first = seconds(lambda: read_through(point / "large"))
             cold.append(first)
 
             def warm(path: Path) -> float:
                 _forget(path)
-                return seconds(lambda: _read(path))
+                return seconds(lambda: read_through(path))
 
             mine, theirs, ratio = paired(max(run.runs, 9), lambda: warm(point / "large"), lambda: warm(constant / "large"))
             run.add("warm read", size / mine / GB, "GB/s")
@@ -172,31 +173,18 @@ def bench_read(run: Run) -> None:
         rates = []
         for _ in range(run.runs):
             with product.daemon(), product.mount("large:1") as point:
-                before = _cpu_of(product)
-                elapsed = seconds(lambda: _read(point / "large"))
-                spent = _cpu_of(product) - before
+                before = cpu_of(product)
+                elapsed = seconds(lambda: read_through(point / "large"))
+                spent = cpu_of(product) - before
                 rates.append((size / spent / GB, size / elapsed / GB))
         run.add("first read, a core", statistics.median(a for a, _ in rates), "GB/s", 0.6, at_most=False, note="of the daemon's CPU time")
         run.add("first read, wall", statistics.median(b for _, b in rates), "GB/s")
-
-
-def _read(path: Path) -> None:
-    buffer = bytearray(1 << 20)
-    with path.open("rb", buffering=0) as file:
-        while file.readinto(buffer):
-            pass
 
 
 def _forget(path: Path) -> None:
     """Drop one file's pages from the page cache."""
     with path.open("rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def _cpu_of(product: Product) -> float:
-    pid = product.run("daemon", "status")["worker_pid"]
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def bench_many(run: Run) -> None:
@@ -251,4 +239,10 @@ BENCHES: dict[str, Callable[[Run], None]] = {
     "read": bench_read,
     "many": bench_many,
     "ranged-get": bench_ranged_get,
+    "far": bench_far,
+    "far-import": bench_far_import,
+    "gets": bench_gets,
+    "ssd": bench_ssd,
+    "crowd": bench_crowd,
+    "scale": bench_scale,
 }

@@ -1,6 +1,7 @@
-"""The yardstick for reads: a pyfuse3 file system with one file, each read of which returns a slice of one constant buffer.
+"""The yardsticks for reads: pyfuse3 file systems with one file, mounted with the same read-ahead as an image.
 
-No Python file system on pyfuse3 can be faster. It is mounted with the same read-ahead as an image.
+Each read returns a slice of one constant buffer: no Python file system on pyfuse3 can be faster. Or it passes a file of the disk through,
+read in a thread: what the same bytes on that disk give through FUSE.
 """
 
 import contextlib
@@ -17,10 +18,10 @@ _SERVER = Path(__file__)
 
 
 @contextlib.contextmanager
-def mounted(point: Path, size: int) -> Iterator[Path]:
-    """Serve ``large`` of ``size`` bytes at ``point`` for the length of the block."""
+def mounted(point: Path, size: int, file: Path | None = None) -> Iterator[Path]:
+    """Serve ``large`` of ``size`` bytes at ``point`` for the length of the block: constant bytes, or those of ``file``."""
     point.mkdir()
-    process = subprocess.Popen([sys.executable, _SERVER, point, str(size)])
+    process = subprocess.Popen([sys.executable, _SERVER, point, str(size), *([file] if file else [])])
     try:
         deadline = time.monotonic() + 10
         while not (device := _device(point)):
@@ -42,11 +43,12 @@ def _device(point: Path) -> str | None:
     return None
 
 
-def _serve(point: str, size: int) -> None:
+def _serve(point: str, size: int, file: str | None) -> None:
     import pyfuse3  # noqa: PLC0415 - the benches import this module and want neither
     import trio  # noqa: PLC0415 - as above
 
     buffer = memoryview(os.urandom(1 << 20))
+    descriptor = None if file is None else os.open(file, os.O_RDONLY)
 
     class Constant(pyfuse3.Operations):
         async def getattr(self, inode: int, ctx: object = None) -> pyfuse3.EntryAttributes:
@@ -65,7 +67,9 @@ def _serve(point: str, size: int) -> None:
         async def open(self, inode: int, flags: int, ctx: object = None) -> pyfuse3.FileInfo:
             return pyfuse3.FileInfo(fh=inode, keep_cache=True)
 
-        async def read(self, fh: int, offset: int, length: int) -> memoryview:
+        async def read(self, fh: int, offset: int, length: int) -> memoryview | bytes:
+            if descriptor is not None:
+                return await trio.to_thread.run_sync(os.pread, descriptor, length, offset)
             return buffer[: min(length, size - offset)]
 
     pyfuse3.init(Constant(), point, {"fsname=constant", "ro"})
@@ -76,4 +80,4 @@ def _serve(point: str, size: int) -> None:
 
 
 if __name__ == "__main__":
-    _serve(sys.argv[1], int(sys.argv[2]))
+    _serve(sys.argv[1], int(sys.argv[2]), sys.argv[3] if len(sys.argv) > 3 else None)

@@ -192,3 +192,18 @@ def seconds(action: Callable[[], object]) -> float:
     start = time.perf_counter()
     action()
     return time.perf_counter() - start
+
+
+def read_through(path: Path) -> None:
+    """Read a file from its beginning to its end, a megabyte at a time."""
+    buffer = bytearray(1 << 20)
+    with path.open("rb", buffering=0) as file:
+        while file.readinto(buffer):
+            pass
+
+
+def cpu_of(product: Product) -> float:
+    """CPU seconds that the product's daemon has used so far."""
+    pid = product.run("daemon", "status")["worker_pid"]
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

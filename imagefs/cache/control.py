@@ -22,7 +22,7 @@ from imagefs.cache.threads import Runner
 from imagefs.errors import DeadlineError, ImageFSError, StoreError
 
 ATTEMPT_MIN: Final = 2.0
-"""Seconds that an attempt has at least; less where the deadline is short: the first has a third of it at most."""
+"""Seconds that an attempt has at least; a third of the deadline where that is less."""
 
 PATIENCE: Final = 5.0
 """Seconds without an answer after which the breaker may open; at most a quarter of the deadline."""
@@ -30,7 +30,7 @@ PATIENCE: Final = 5.0
 HEDGE_MIN: Final = 0.01
 """Seconds before which no GET is hedged: a store that answers faster is a local one."""
 
-_SLOWEST: Final = 1024 * 1024  # bytes a second that are hoped for as long as nothing is known
+_SLOWEST: Final = 1024 * 1024  # bytes a second, of all GETs in flight, that are hoped for as long as nothing is known
 _QUIET: Final = 30.0  # seconds between two log lines about halving: a store that throttles does it again and again
 
 
@@ -86,7 +86,7 @@ class Control:
         self._deadline = deadline
         self._threads = threads
         self._attempt_min = min(ATTEMPT_MIN, deadline / 3)
-        self._pace = Pace(max(most, LEAST))
+        self._pace = Pace(max(most, LEAST), slow=deadline / 6)
         self.gate = Gate(self._pace.limit, threads)
         self.breaker = Breaker(rng, patience=min(PATIENCE, deadline / 4))
         self.figures = Figures()
@@ -98,11 +98,18 @@ class Control:
 
     # -- how long, and whether ------------------------------------------------------------------------------------------------------
 
-    def seconds_for(self, size: int, timeouts: int) -> float:
-        """Return how long an attempt may take: four times what is usual, and twice that after each that took too long."""
+    def seconds_for(self, size: int, timeouts: int, *, demand: bool) -> float:
+        """Return how long an attempt may take: four times what is usual, and twice that after each that took too long.
+
+        Demand is bounded such that there is time for another attempt. Prefetch is not: on a slow link, large GETs that are given up and
+        sent again are what keeps it slow.
+        """
         usual = self.figures.quantile(size, 0.95)
-        seconds = ATTEMPT_MIN + size / _SLOWEST if usual is None else 4 * usual
-        return min(max(seconds, self._attempt_min), self._deadline / 3) * 2.0**timeouts
+        if usual is None:
+            seconds, most = ATTEMPT_MIN + size * max(1, self.gate.in_flight) / _SLOWEST, self._deadline / 2
+        else:
+            seconds, most = 4 * usual, self._deadline / 3
+        return min(max(seconds, self._attempt_min), most if demand else self._deadline) * 2.0**timeouts
 
     def slow_after(self, size: int) -> float | None:
         """Return after how many seconds a GET is one of the slow ones; None if nothing is known.
@@ -144,7 +151,7 @@ class Control:
         if hedge_began is not None:
             self.counters.hedge_wins += 1
             self.figures.took(size, now - hedge_began)
-        self._pace.delivered(size, now, full=self.gate.waiting > 0)
+        self._pace.delivered(size, began, now, full=self.gate.waiting > 0)
 
     def answered(self, now: float) -> None:
         """Take in that the store has answered, whatever it said."""

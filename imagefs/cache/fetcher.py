@@ -44,6 +44,11 @@ BAD_SECONDS: Final = 2.0
 
 _BAD_MAX: Final = 4096
 _CHUNK: Final = 1024 * 1024
+"""Bytes of content that a thread reads from SSD at once, and that are decoded first of a GET: a reader should not wait for more."""
+
+_REST: Final = 4 * 1024 * 1024
+"""Bytes of content that a thread decodes at once after that: each hand-over costs as much as decoding a fifth of a megabyte."""
+
 _DISK_THREADS: Final = 8
 
 NOWHERE: Final = 0
@@ -203,6 +208,8 @@ class Fetcher:
                     self._ram.touch(slab)
                 continue
             source = max(source, SSD)
+            if slab.missing == len(state) == last - first:
+                slab.fill()
             stored: Frames = []
             for piece in range(first, last):
                 if state[piece] == MISSING:
@@ -247,7 +254,7 @@ class Fetcher:
             self._fetch_all(frames, demand=True)
             return
         _mark(frames)
-        for chunk in _chunks(frames):
+        for chunk in _chunks(frames, _CHUNK):
             self._nursery.start_soon(self._load_chunk, part, file, chunk)
 
     def _fetch_all(self, wanted: Frames, *, demand: bool) -> None:
@@ -303,7 +310,9 @@ class Fetcher:
         except Exception as found:  # noqa: BLE001 # a bug must neither end the daemon nor leave readers waiting
             error = StoreError(f"unexpected {type(found).__name__} while fetching: {found}")
         # Only what is still this GET's: another may be bringing a piece that this one has failed to.
-        self._fail([(tag, frame, error) for tag, frame in run.frames if self._tickets.get(_key(*tag)) is ticket])
+        mine = [(tag, frame, error) for tag, frame in run.frames if self._tickets.get(_key(*tag)) is ticket]
+        # What nobody waited for may well be had by who does: that its turn did not come says nothing of the frame.
+        self._fail(mine, remember=ticket.demand)
 
     async def _bring(self, run: Run[Tag], ticket: Ticket, until: float) -> None:
         record = run.frames[0][0][0].record
@@ -316,7 +325,7 @@ class Fetcher:
             return
         # Decoding takes longer than getting: what came in one GET is decoded in several threads, what is waited for first.
         async with trio.open_nursery() as nursery:
-            for chunk in _chunks(run.frames):
+            for chunk in _chunks(run.frames, _REST):
                 nursery.start_soon(self._decode_chunk, _Got(key, data, run.start, until), chunk)
 
     async def _decode_chunk(self, got: "_Got", frames: Frames) -> None:
@@ -373,8 +382,8 @@ class Fetcher:
         start, end = slab.bounds[piece], slab.bounds[piece + 1]
         return self._disk.land(Place(part.name, part.kind, part.size, part.holes), part.base + start, slab.view[start:end])
 
-    def _fail(self, failed: Failures) -> None:
-        """Put failed pieces back to missing, remember why for a while, tell the log, and wake who waits."""
+    def _fail(self, failed: Failures, *, remember: bool = True) -> None:
+        """Put failed pieces back to missing, and wake who waits; ``remember``: refuse them for a while, with the reason, and log it."""
         until = self._clock() + BAD_SECONDS
         for (part, piece), frame, error in failed:
             slab = part.slab
@@ -383,21 +392,26 @@ class Fetcher:
             self._tickets.pop((slab.key, piece), None)
             slab.state[piece] = MISSING
             slab.in_flight -= 1
-            if len(self._bad) >= _BAD_MAX:
-                self._bad.pop(next(iter(self._bad)))
-            self._bad[frame.digest] = (until, error)
-            self._log.error(
-                "frame_failed",
-                manifest=part.record.lookup.name,
-                object=part.record.digest.hex(),
-                frame=frame.digest.hex(),
-                pack=part.record.lookup.objects.pack(frame.pack).digest.hex(),
-                tier="store",
-                error=error.message,
-            )
+            if remember:
+                if len(self._bad) >= _BAD_MAX:
+                    self._bad.pop(next(iter(self._bad)))
+                self._bad[frame.digest] = (until, error)
+                self._tell(part, frame, error)
             if not slab.in_flight and not slab.landed:
                 self._ram.drop(slab)
             slab.lot.unpark_all()
+
+    def _tell(self, part: Part, frame: FrameRow, error: ImageFSError) -> None:
+        lookup = part.record.lookup
+        self._log.error(
+            "frame_failed",
+            manifest=lookup.name,
+            object=part.record.digest.hex(),
+            frame=frame.digest.hex(),
+            pack=lookup.objects.pack(frame.pack).digest.hex(),
+            tier="store",
+            error=error.message,
+        )
 
     # -- for the threads ------------------------------------------------------------------------------------------------------------
 
@@ -455,12 +469,13 @@ def _mark(frames: Frames) -> None:
             slab.in_flight += 1
 
 
-def _chunks(frames: Frames) -> list[Frames]:
-    """Split frames, in their order, into runs of about ``_CHUNK`` bytes of content."""
+def _chunks(frames: Frames, rest: int) -> list[Frames]:
+    """Split frames, in their order, into a run of about ``_CHUNK`` bytes of content and others of about ``rest``."""
     chunks: list[Frames] = []
-    size = _CHUNK
+    size, full = 0, 0
     for item in frames:
-        if size >= _CHUNK:
+        if size >= full:
+            full = rest if chunks else _CHUNK
             chunks.append([])
             size = 0
         chunks[-1].append(item)

@@ -182,7 +182,7 @@ class Link:
         probe = control.breaker.begin()
         self._counters.retried_gets += wanted.error is not None
         try:
-            with trio.move_on_after(control.seconds_for(wanted.size, wanted.timeouts)):
+            with trio.move_on_after(control.seconds_for(wanted.size, wanted.timeouts, demand=wanted.ticket.demand)):
                 await self._contest(wanted, race, hedged=probe is None)
             if not race.over.is_set():
                 wanted.timeouts += 1

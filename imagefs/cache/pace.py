@@ -1,11 +1,12 @@
 """How many GETs at once: what the link gives decides. Pure: the time is an argument.
 
-The limit is found by trying. An *epoch* is two GETs a place, measured while more wanted to enter than could: its score is the bytes that
-arrived a second, each GET counted as ``GET_COST`` bytes more so that small GETs do not look like a slow link. After an epoch, the limit
-is raised (or lowered) for another one, and the two scores are compared:
+The limit is found by trying. An *epoch* is one GET a place, 16 at least, measured while more wanted to enter than could: its score is the
+bytes that arrived a second, each GET counted as ``GET_COST`` bytes more so that small GETs do not look like a slow link. After an epoch,
+the limit is raised (or lowered) for another one, and the two scores are compared:
 
-- more GETs must pay: one half more that brings less than 7.5 % more is taken back;
-- fewer GETs must cost nothing: one third less that loses more than 3.3 % is taken back.
+- more GETs must pay: one half more that brings less than 5 % more is taken back. They are not tried at all where each might then take
+  longer than ``slow`` seconds: on a slow link that would only make GETs run into their time;
+- fewer GETs must cost nothing: one third less that loses more than 2 % is taken back.
 
 A step that holds is followed by another one the same way; after one that does not, the limit rests for ``HOLD`` seconds and then goes the
 other way. The first steps double. A store that asks for less (429, 503) or a link on which everything stalls halves the limit at once, but
@@ -26,32 +27,48 @@ HOLD: Final = 3.0
 GET_COST: Final = 256 * 1024
 """What a GET costs beside its bytes, in bytes."""
 
-_GAIN: Final = 0.15  # of what a raise could bring at most, so much must come
-_LOSS: Final = 0.10  # of what a cut could lose at most, so much may go
+_GAIN: Final = 0.10  # of what a raise could bring at most, so much must come
+_LOSS: Final = 0.06  # of what a cut could lose at most, so much may go
 _EPOCH_MIN: Final = 16
 
 
 class Pace:
     """The limit, and what was measured to find it. Belongs to the trio thread."""
 
-    __slots__ = ("_base", "_count", "_delivered", "_factor", "_halved", "_hold", "_most", "_settle", "_since", "_up", "_work", "limit")
+    __slots__ = (
+        "_base",
+        "_count",
+        "_delivered",
+        "_factor",
+        "_halved",
+        "_hold",
+        "_most",
+        "_seconds",
+        "_settle",
+        "_since",
+        "_slow",
+        "_up",
+        "_work",
+        "limit",
+    )
 
-    def __init__(self, most: int) -> None:
-        """``most`` bounds the limit, and is at least ``LEAST``."""
+    def __init__(self, most: int, *, slow: float) -> None:
+        """``most``, at least ``LEAST``, bounds the limit; ``slow`` is how many seconds a GET may take for more of them to be tried."""
         self._most = most
+        self._slow = slow
         self.limit = min(START, most)
         # The trial under way: the limit before it, and what that scored.
         self._base: tuple[int, float] | None = None
         self._up = True
         self._factor = 2.0
         self._hold = self._delivered = self._halved = float("-inf")
-        # The epoch under way: GETs that do not count yet, GETs and work that do, and since when.
+        # The epoch under way: GETs that do not count yet; of those that do the number, work and seconds; and since when.
         self._settle = self.limit
         self._count = self._work = 0
-        self._since = 0.0
+        self._seconds = self._since = 0.0
 
-    def delivered(self, size: int, now: float, *, full: bool) -> None:
-        """Take in a GET that brought ``size`` bytes. ``full``: others wait to enter."""
+    def delivered(self, size: int, began: float, now: float, *, full: bool) -> None:
+        """Take in a GET begun at ``began`` that brought ``size`` bytes. ``full``: others wait to enter."""
         self._delivered = now
         if not full:
             # The limit held nobody back, so this epoch says nothing. What was tried stays: it is not used.
@@ -65,8 +82,9 @@ class Pace:
             self._since = now
         else:
             self._work += size + GET_COST
+            self._seconds += now - began
             self._count += 1
-            if self._count >= max(_EPOCH_MIN, 2 * self.limit) and now > self._since:
+            if self._count >= max(_EPOCH_MIN, self.limit) and now > self._since:
                 self._judge(self._work / (now - self._since), now)
 
     def throttled(self, began: float, now: float) -> bool:
@@ -95,6 +113,7 @@ class Pace:
     def _measure(self, now: float, *, settle: int) -> None:
         self._count = 0
         self._work = 0
+        self._seconds = 0.0
         self._since = now
         self._settle = settle
 
@@ -119,7 +138,9 @@ class Pace:
         limit = self.limit
         aim = int(limit * self._factor) if self._up else int(limit / self._factor)
         if self._up:
-            self.limit = min(self._most, max(limit + 1, aim))
+            raised = min(self._most, max(limit + 1, aim))
+            seconds = self._seconds / self._count * raised / limit
+            self.limit = raised if seconds <= self._slow else limit
         else:
             self.limit = max(LEAST, min(limit - 1, aim))
         if self.limit == limit:

@@ -84,6 +84,12 @@ class Slab:
         """Return the first and the last (exclusive) of the pieces that hold bytes ``start`` to ``stop`` (exclusive)."""
         return bisect_right(self.bounds, start) - 1, bisect_left(self.bounds, stop)
 
+    def fill(self) -> None:
+        """Say that all of it will be written, so that huge pages may hold it: a fault each two megabytes in place of one each page."""
+        memory = self.view.obj
+        if isinstance(memory, mmap.mmap):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+
     def set_ready(self, piece: int) -> int:
         """Show a piece to readers; return its size in bytes."""
         self.state[piece] = READY

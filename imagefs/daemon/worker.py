@@ -42,6 +42,7 @@ from imagefs.fuse.forest import Forest
 from imagefs.fuse.guard import Requests
 from imagefs.fuse.reading import Reading
 from imagefs.fuse.session import FuseSession
+from imagefs.memory import settle_daemon
 from imagefs.mount.bind import unmount
 from imagefs.mount.mountinfo import mount_at
 from imagefs.mount.table import MountTable
@@ -78,6 +79,7 @@ def run_daemon(role: Role, ready: Callable[[], None]) -> None:
 
     Raises an ``ImageFSError`` if it cannot start; nothing stays mounted then.
     """
+    settle_daemon()
     directory = role.directory
     make_instance_dir(directory)
     lock = _lock(directory)
@@ -263,7 +265,8 @@ class _Worker:
 
     def _service(self, mounter: Mounter, stop: Callable[[], None]) -> Service:
         tier = self._disk.tier if self._disk is not None else None
-        sources = Sources(self._counters, self._link_counters, self._ram, tier, self._requests, self._forest, self._table)
+        link, state = self._link_counters, self._link.state
+        sources = Sources(self._counters, link, self._ram, tier, self._requests, self._forest, self._table, state)
         service = Service(
             self._role.config,
             self._store,

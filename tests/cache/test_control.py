@@ -3,6 +3,8 @@
 import random
 from dataclasses import dataclass, field
 
+import pytest
+
 from imagefs.cache.breaker import FAILURES
 from imagefs.cache.control import ATTEMPT_MIN, HEDGE_MIN, PATIENCE, Control, LinkCounters
 from imagefs.cache.gate import OUT, WAITING, Ticket
@@ -39,15 +41,25 @@ def _arrive(control: Control, count: int, seconds: float, now: float = 100.0) ->
 
 def test_an_attempt_has_four_times_what_is_usual() -> None:
     control = _control()
-    assert control.seconds_for(8 * MIB, 0) == ATTEMPT_MIN + 8
     _arrive(control, 64, 1.5)
-    assert control.seconds_for(MIB, 0) == 6.0
-    assert control.seconds_for(MIB, 1) == 12.0
+    assert control.seconds_for(MIB, 0, demand=True) == 6.0
+    assert control.seconds_for(MIB, 1, demand=True) == 12.0
     _arrive(control, 64, 0.01)
-    assert control.seconds_for(MIB, 0) == ATTEMPT_MIN
+    assert control.seconds_for(MIB, 0, demand=True) == ATTEMPT_MIN
     _arrive(control, 64, 9.0)
-    assert control.seconds_for(MIB, 0) == 10.0, "three attempts to a deadline"
-    assert _control(deadline=3.0).seconds_for(8 * MIB, 0) == 1.0
+    assert control.seconds_for(MIB, 0, demand=True) == 10.0, "there is time for another one"
+    assert control.seconds_for(MIB, 0, demand=False) == 30.0
+
+
+def test_an_attempt_of_which_nothing_is_known_shares_a_slow_link() -> None:
+    control = _control()
+    assert control.seconds_for(8 * MIB, 0, demand=True) == ATTEMPT_MIN + 8
+    for _ in range(8):
+        control.gate.enter(Ticket(demand=True))
+    assert control.seconds_for(MIB, 0, demand=True) == ATTEMPT_MIN + 8
+    assert control.seconds_for(8 * MIB, 0, demand=True) == 15.0
+    assert control.seconds_for(8 * MIB, 0, demand=False) == 30.0
+    assert _control(deadline=3.0).seconds_for(8 * MIB, 0, demand=True) == 1.5
 
 
 def test_what_was_given_up_counts_with_the_time_it_had() -> None:
@@ -56,7 +68,7 @@ def test_what_was_given_up_counts_with_the_time_it_had() -> None:
     _arrive(control, 60, 0.01)
     for _ in range(4):
         control.unanswered(MIB, 100.0, 102.0, LATE, None)
-    assert control.seconds_for(MIB, 0) == 8.0
+    assert control.seconds_for(MIB, 0, demand=True) == 8.0
 
 
 def test_a_hedge_that_wins_does_not_make_the_link_look_fast() -> None:
@@ -64,6 +76,7 @@ def test_a_hedge_that_wins_does_not_make_the_link_look_fast() -> None:
     for _ in range(32):
         control.arrived(MIB, 99.0, 100.0, hedge_began=99.9)
     assert control.figures.quantile(MIB, 0.95) == 1.0
+    assert control.figures.quantile(MIB, 0.5) == pytest.approx(0.1)
     assert control.counters.hedge_wins == 32
 
 

@@ -14,7 +14,7 @@ from imagefs.cache.control import PATIENCE
 from imagefs.cache.link import Link, LinkCounters, Ticket
 from imagefs.errors import AccessError, DeadlineError, ImageFSError, IntegrityError, NotFoundError, StoreError
 from imagefs.store.base import ByteRange
-from tests.cache.wire import FOREVER, Call, Outcome, Script, Wire
+from tests.cache.wire import FOREVER, Call, Outcome, Script, SharedLink, Wire
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -606,26 +606,15 @@ async def test_when_a_hedge_fails_the_first_still_counts(autojump_clock: Clock) 
 # -- how many at once -----------------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Shaped:
-    """A link of so many bytes a second, shared by the GETs in flight, each of at most ``each``; ``rtt`` seconds to the first byte.
-
-    Times vary by a ``noise`` share up and down.
-    """
-
-    total: float
-    each: float
-    rtt: float = 0.02
-    noise: float = 0.3
-    rng: random.Random = field(default_factory=lambda: random.Random(5))
-
-    def __call__(self, call: Call) -> tuple[float, Outcome]:
-        seconds = self.rtt + call.size / min(self.each, self.total / call.in_flight)
-        return seconds * self.rng.uniform(1 - self.noise, 1 + self.noise), None
+def _shared(link: SharedLink) -> Bench:
+    bench = Bench(_always(0.0))
+    bench.wire.link = link
+    return bench
 
 
-async def _flood(bench: Bench, seconds: float, size: int, body: Callable[[], Awaitable[None]] | None = None) -> float:
-    """Prefetch as fast as the link lets, for so long; return the bytes a second of the second half."""
+async def _flood(bench: Bench, seconds: float, size: int, body: Callable[[], Awaitable[None]] | None = None) -> tuple[float, float]:
+    """Prefetch as fast as the link lets, for so long; return bytes a second, and the mean limit, of the second half."""
+    assert bench.wire.link is not None
     async with trio.open_nursery() as nursery:
 
         async def prefetch() -> None:
@@ -633,58 +622,76 @@ async def _flood(bench: Bench, seconds: float, size: int, body: Callable[[], Awa
                 # What queues for long is not late: nobody waits for it.
                 await bench.get(size, demand=False, until=FOREVER)
 
+        nursery.start_soon(bench.wire.link.run)
         for _ in range(100):
             nursery.start_soon(prefetch)
         if body is not None:
             nursery.start_soon(body)
         await trio.sleep(seconds / 2)
-        moved = bench.wire.moved
-        await trio.sleep(seconds / 2)
+        moved, limits = bench.wire.moved, []
+        for _ in range(100):
+            await trio.sleep(seconds / 200)
+            limits.append(bench.link._control._pace.limit)
         moved = bench.wire.moved - moved
         nursery.cancel_scope.cancel()
-    return moved / (seconds / 2)
+    return moved / (seconds / 2), sum(limits) / 100
 
 
-async def test_the_limit_grows_to_what_the_link_needs(autojump_clock: Clock) -> None:
+@pytest.mark.parametrize("seed", range(2))
+async def test_the_limit_grows_to_what_the_link_needs(autojump_clock: Clock, seed: int) -> None:
     """Forty connections fill this link: eight at once would leave most of it unused."""
-    bench = Bench(Shaped(total=2000 * MIB, each=50 * MIB))
-    rate = await _flood(bench, 20, 8 * MIB)
+    bench = _shared(SharedLink(2000 * MIB, 50 * MIB, seed=seed))
+    rate, limit = await _flood(bench, 20, 8 * MIB)
     assert rate > 0.85 * 2000 * MIB
-    assert 30 <= bench.wire.peak <= 66
+    assert limit > 35
 
 
-async def test_prefetch_fills_a_slow_link_and_demand_is_still_fast(autojump_clock: Clock) -> None:
+@pytest.mark.parametrize("seed", range(2))
+async def test_prefetch_fills_a_link_and_demand_is_still_fast(autojump_clock: Clock, seed: int) -> None:
     """On a link that few GETs fill, more of them only make each slower: the limit stays small."""
-    bench = Bench(Shaped(total=200 * MIB, each=100 * MIB))
-    waits: list[float] = []
+    bench = _shared(SharedLink(200 * MIB, 100 * MIB, seed=seed))
 
     async def reader() -> None:
         while True:
             await trio.sleep(0.5)
-            began = trio.current_time()
-            await bench.get(256 * KIB)
-            waits.append(trio.current_time() - began)
+            await bench.tried(256 * KIB)
 
-    rate = await _flood(bench, 60, 8 * MIB, reader)
-    concurrency = bench.link.state()["concurrency"]
-    assert isinstance(concurrency, int)
-    assert concurrency <= 12
-    assert rate > 0.8 * 200 * MIB
-    assert max(waits) < 0.2, "demand never waits for prefetch to end: the latency and its share of the link"
+    rate, limit = await _flood(bench, 60, 8 * MIB, reader)
+    assert limit < 32
+    assert rate > 0.85 * 200 * MIB
+    assert sorted(bench.took)[len(bench.took) // 2] < 0.05
+    assert max(bench.took) < 0.2, "demand never waits for prefetch to end: only the latency and its share of the link"
     assert bench.counters.demand_wait_ms == 0
 
 
+@pytest.mark.parametrize("rate", [5, 20])
+@pytest.mark.parametrize("seed", range(2))
+async def test_a_slow_link_is_not_taken_for_one_that_is_gone(autojump_clock: Clock, rate: int, seed: int) -> None:
+    """GETs that only take long because many share the link must not be given up, or count as an outage."""
+    bench = _shared(SharedLink(rate * MIB, rate * MIB, seed=seed))
+
+    async def reader() -> None:
+        while True:
+            await trio.sleep(1)
+            assert await bench.tried(256 * KIB)
+
+    moved, limit = await _flood(bench, 300, 8 * MIB, reader)
+    assert moved > 0.85 * rate * MIB
+    assert limit < 8
+    assert bench.counters.breaker_opens == 0
+    assert bench.counters.failed_gets == 0
+    assert bench.counters.timed_out_gets <= 8
+    assert max(bench.took) < 5
+
+
 async def test_the_limit_follows_a_link_that_changes(autojump_clock: Clock) -> None:
-    shaped = Shaped(total=2000 * MIB, each=50 * MIB)
-    bench = Bench(shaped)
-    await _flood(bench, 20, 8 * MIB)
-    many = bench.link.state()["concurrency"]
-    shaped.total = shaped.each = 100 * MIB
-    await _flood(bench, 200, 8 * MIB)
-    few = bench.link.state()["concurrency"]
-    assert isinstance(many, int)
-    assert isinstance(few, int)
-    assert few <= many / 2
+    link = SharedLink(2000 * MIB, 50 * MIB)
+    bench = _shared(link)
+    _, many = await _flood(bench, 20, 8 * MIB)
+    link.change(200 * MIB, 200 * MIB)
+    rate, few = await _flood(bench, 200, 8 * MIB)
+    assert few < many / 2
+    assert rate > 0.85 * 200 * MIB
     assert bench.counters.breaker_opens == 0
     assert bench.counters.failed_gets == 0
 

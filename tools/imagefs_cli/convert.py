@@ -34,13 +34,13 @@ def convert_command(invocation: Invocation, source: str, ref: str, jobs: int | N
     import signal
 
     from imagefs.convert.convert import convert
-    from imagefs.convert.memory import settle_in
+    from imagefs.memory import settle_converter
     from imagefs.store.refs import Ref
 
     name = Ref.parse(ref)
     # Ended politely, it cleans up as after Ctrl-C: by default nothing of ours would run.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    settle_in()
+    settle_converter()
     store = invocation.store(create=True)
     try:
         with _progress(invocation) as progress:

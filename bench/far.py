@@ -1,0 +1,265 @@
+"""The store far away: a real S3 server behind a link of 20 ms and 200 MB/s; and the same server without it, against GETs alone.
+
+Server, link, daemon and reader share this machine's cores, so what the link could give is not always what they can take: the share of the
+link is told for content that does not compress (the link is the limit) and for a library that does (the cores are).
+"""
+
+import contextlib
+import mmap
+import os
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from bench import constant_fs, images
+from bench.harness import Product, Run, cpu_of, drop_caches, read_through, scratch, seconds, timed
+from imagefs.cache.disk_index import DiskIndex, Figures, Row
+from imagefs.cache.disk_place import CachePlace
+from imagefs.digest import digest_of
+from tests import weed
+from tests.faults import FaultProxy, moved_twice
+
+BANDWIDTH = 200e6
+DELAY = 0.02
+_SIZE = 350_000_000
+_READERS = 100
+
+
+class FarProduct(Product):
+    """A product over an S3 server: ``endpoint`` is the server itself, or the link to it. Hosts of one store differ in ``host``."""
+
+    def __init__(self, base: Path, server: weed.Weed, endpoint: str, host: str) -> None:
+        """Everything of this host lies under ``base / host``."""
+        super().__init__(base / host)
+        self.base.mkdir(parents=True, exist_ok=True)
+        self.env |= server.environment | {"IMAGEFS_STORE": "s3://bench/far", "AWS_ENDPOINT_URL_S3": endpoint}
+
+
+@contextlib.contextmanager
+def _server(tmp: Path) -> Iterator[tuple[weed.Weed, FaultProxy]]:
+    with weed.serving(tmp / "weed") as server, FaultProxy(server.endpoint.removeprefix("http://")) as link:
+        link.set(bandwidth=BANDWIDTH, delay=DELAY)
+        source = tmp / "source"
+        source.mkdir()
+        images.large_file(source / "library")
+        with (source / "noise").open("wb") as file:
+            for _ in range(_SIZE // 1_000_000):
+                file.write(os.urandom(1_000_000))
+        FarProduct(tmp, server, server.endpoint, "converter").run("convert", f"dir:{source}", "large:1")
+        yield server, link
+
+
+def bench_far(run: Run) -> None:
+    """Cold reads of large files over the link, and a hundred readers of one."""
+    with scratch() as tmp, _server(tmp) as (server, link):
+        shares: dict[str, list[float]] = {"noise": [], "library": []}
+        twice = 0
+        for number in range(run.runs):
+            host = FarProduct(tmp, server, link.url, f"host{number}")
+            with host.daemon(), host.mount("large:1") as point:
+                for name, found in shares.items():
+                    link.forget()
+                    elapsed = seconds(lambda path=point / name: read_through(path))  # type: ignore[misc]
+                    hedged = host.run("stats")["hedged_gets"]
+                    requests = link.requests()
+                    found.append(sum(request.sent for request in requests) / elapsed / BANDWIDTH)
+                    twice = max(twice, len(moved_twice(requests)) - hedged)
+        run.add("cold read, share of the link, noise", statistics.median(shares["noise"]), "", 0.95, at_most=False)
+        run.add("cold read, share of the link, a library", statistics.median(shares["library"]), "", 0.95, at_most=False)
+        run.add("GETs that moved what another had, hedges apart", twice, "", 0)
+        host = FarProduct(tmp, server, link.url, "crowd")
+        with host.daemon(), host.mount("large:1") as point:
+            link.forget()
+            _crowd(point / "library")
+            moved = sum(request.sent for request in link.requests())
+        run.add(f"{_READERS} readers of one file: bytes moved / bytes stored", moved / _stored(host), "x", 1.05)
+
+
+def _crowd(path: Path) -> None:
+    threads = [threading.Thread(target=read_through, args=(path,)) for _ in range(_READERS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def _stored(host: Product) -> int:
+    """How many bytes the library takes in the store: what GETs of exactly its frames move."""
+    return int(timed(sys.executable, "-m", "bench.gets_alone", "large:1", "library", "--size", env=host.env).stdout)
+
+
+def bench_gets(run: Run) -> None:
+    """Without the link: our cold read against the same GETs alone, in as many threads, decompressed and verified."""
+    with scratch() as tmp, _server(tmp) as (server, _):
+        ratios, ours, theirs = [], [], []
+        for number in range(run.runs):
+            host = FarProduct(tmp, server, server.endpoint, f"host{number}")
+            with host.daemon(), host.mount("large:1") as point:
+                before = cpu_of(host)
+                wall = seconds(lambda: read_through(point / "library"))
+                ours.append((_SIZE / wall / 1e6, (cpu_of(host) - before) / _SIZE * 1e9))
+            alone = timed(sys.executable, "-m", "bench.gets_alone", "large:1", "library", env=host.env)
+            wall, cpu = (float(word) for word in alone.stdout.split())
+            theirs.append((_SIZE / wall / 1e6, cpu / _SIZE * 1e9))
+            ratios.append(ours[-1][0] / theirs[-1][0])
+        run.add("cold read of a library", statistics.median(rate for rate, _ in ours), "MB/s")
+        run.add("GETs alone, decoded and verified", statistics.median(rate for rate, _ in theirs), "MB/s")
+        run.add("cold read / GETs alone", statistics.median(ratios), "x", 0.8, at_most=False)
+        run.add("CPU of the daemon", statistics.median(cpu for _, cpu in ours), "s/GB")
+        run.add("CPU of the GETs alone", statistics.median(cpu for _, cpu in theirs), "s/GB")
+
+
+def bench_far_import(run: Run) -> None:
+    """``import torch`` over the link on a host that has nothing, without a profile."""
+    image = images.torch()
+    with scratch() as tmp, weed.serving(tmp / "weed") as server, FaultProxy(server.endpoint.removeprefix("http://")) as link:
+        link.set(bandwidth=BANDWIDTH, delay=DELAY)
+        FarProduct(tmp, server, server.endpoint, "converter").run("convert", f"oci-archive:{image.archive}", "torch:1")
+        timed("umoci", "raw", "unpack", "--image", f"{image.layout}:{image.tag}", tmp / "ext4")
+        _import(tmp / "ext4")
+        native = statistics.median(_import(tmp / "ext4") for _ in range(run.runs))
+        times, moved, ratios = [], [], []
+        gets = 0
+        for number in range(run.runs):
+            host = FarProduct(tmp, server, link.url, f"host{number}")
+            with host.daemon(), host.mount("torch:1") as point:
+                link.forget()
+                times.append(_import(point))
+                moved.append(sum(request.sent for request in link.requests()))
+                gets = len(link.requests())
+                ratios.append(times[-1] / max(native, moved[-1] / BANDWIDTH))
+        run.add("import torch of ext4", native, "s")
+        run.add("cold import torch over the link", statistics.median(times), "s", note=f"{gets} GETs")
+        run.add("moved", statistics.median(moved) / 1e6, "MB", note=f"{statistics.median(moved) / BANDWIDTH:.2f} s of the link")
+        run.add("cold import / max(native, moved / link)", statistics.median(ratios), "x", 2.5)
+
+
+def _import(root: Path) -> float:
+    script = f"mount --rbind /dev {root}/dev && exec chroot {root} python3 -B -c 'import torch'"
+    return timed("unshare", "--mount", "sh", "-c", script).wall
+
+
+def bench_ssd(run: Run) -> None:
+    """Reads that the SSD tier answers, page cache dropped: against ``cat`` of the same bytes, and random reads against the disk's own."""
+    with scratch() as tmp:
+        product = Product(tmp)
+        source = tmp / "source"
+        source.mkdir()
+        size = images.large_file(source / "library")
+        product.run("convert", f"dir:{source}", "large:1")
+        with product.daemon(), product.mount("large:1") as point:
+            read_through(point / "library")
+            product.run("cache", "verify")
+        file = next(path for path in (tmp / "cache" / "objects").rglob("*") if path.is_file())
+        rates = []
+        with constant_fs.mounted(tmp / "through", size, file) as through:
+            for _ in range(max(run.runs, 5)):
+                with product.daemon(), product.mount("large:1") as point:
+                    drop_caches()
+                    ours = seconds(lambda: read_through(point / "library"))
+                    assert product.run("stats")["store_gets"] == 0
+                drop_caches()
+                passed = seconds(lambda: read_through(through / "large"))
+                drop_caches()
+                rates.append((size / ours, size / passed, size / seconds(lambda: read_through(file))))
+        run.add("SSD hit, sequential", statistics.median(a for a, _, _ in rates) / 1e6, "MB/s")
+        run.add("the file, passed through FUSE", statistics.median(b for _, b, _ in rates) / 1e6, "MB/s")
+        run.add("the file itself", statistics.median(c for _, _, c in rates) / 1e6, "MB/s")
+        run.add("SSD hit / passed through FUSE", statistics.median(a / b for a, b, _ in rates), "x", 0.9, at_most=False)
+        with product.daemon(), product.mount("large:1") as point:
+            drop_caches()
+            mounted = _random(point / "library", size)
+        drop_caches()
+        bare = _random(file, size)
+        run.add("256 KiB random read of the disk, p50", bare * 1e6, "us")
+        run.add("256 KiB random SSD hit, p50, over that", (mounted - bare) * 1e6, "us", 150)
+
+
+def bench_crowd(run: Run) -> None:
+    """4 KiB reads that RAM or SSD has, 64 readers at once, alone and while a large file is read ahead over the link."""
+    with scratch() as tmp, _server(tmp) as (server, link):
+        ratios, alone = [], []
+        for number in range(run.runs):
+            host = FarProduct(tmp, server, link.url, f"host{number}")
+            with host.daemon(), host.mount("large:1") as point:
+                read_through(point / "library")
+                host.run("cache", "verify")
+                quiet = _p99(point / "library")
+                reader = threading.Thread(target=read_through, args=(point / "noise",))
+                reader.start()
+                busy = _p99(point / "library")
+                reader.join()
+                alone.append(quiet)
+                ratios.append(busy / quiet)
+        run.add("p99 of a 4 KiB read, 64 readers", statistics.median(alone) * 1e3, "ms")
+        run.add("the same while the link is full / alone", statistics.median(ratios), "x", 3)
+
+
+def _p99(path: Path) -> float:
+    """The 99th percentile of the seconds of 64 threads' reads of 4 KiB past the page cache, at places all over the file."""
+    times: list[float] = []
+    size = path.stat().st_size
+
+    def reads(number: int) -> None:
+        buffer = memoryview(mmap.mmap(-1, 4096))
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT)
+        try:
+            for step in range(40):
+                offset = (number * 7919 + step * 104729) * 4096 % (size - 4096) & -4096
+                times.append(seconds(lambda at=offset: os.preadv(descriptor, [buffer], at)))  # type: ignore[misc]
+        finally:
+            os.close(descriptor)
+
+    threads = [threading.Thread(target=reads, args=(number,)) for number in range(64)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sorted(times)[len(times) * 99 // 100]
+
+
+def bench_scale(run: Run) -> None:
+    """A cache of 200 GB in two million files: the daemon's start, what it holds, and eviction. The rows are real, the files are not."""
+    with scratch() as tmp:
+        product = Product(tmp)
+        (tmp / "source").mkdir()
+        (tmp / "source" / "file").write_bytes(b"x" * 1000)
+        product.run("convert", f"dir:{tmp / 'source'}", "small:1")
+        CachePlace(tmp / "cache").close()
+        index = DiskIndex(tmp / "cache" / "lmdb")
+        count, step, size = 2_000_000, 20_000, 100_000
+        for start in range(0, count, step):
+            names = sorted(digest_of(b"%d" % number) for number in range(start, start + step))
+            rows = [(name, Row(name[0] & 1, complete=True, size=size, held=size, used_at=1_700_000_000)) for name in names]
+            index.commit(rows, [], Figures(held=size * (start + step), complete=start + step))
+        index.close()
+        run.add("LMDB of 2,000,000 files", (tmp / "cache" / "lmdb" / "data.mdb").stat().st_blocks * 512 / 1e6, "MB", 500)
+        starts = []
+        for _ in range(run.runs):
+            begin = time.perf_counter()
+            with product.daemon():
+                starts.append(time.perf_counter() - begin)
+        run.add("start of the daemon", statistics.median(starts), "s", 2)
+        with product.daemon():
+            run.add("its RSS", product.run("stats")["rss_bytes"] / 1e6, "MB", 250)
+            elapsed = seconds(lambda: product.run("cache", "evict", "--bytes", "20G"))
+            run.add("eviction of 20 GB", 20 * 1.073741824 / elapsed, "GB/s", 1, at_most=False)
+            run.add("RSS after it", product.run("stats")["rss_bytes"] / 1e6, "MB", 250)
+
+
+def _random(path: Path, size: int) -> float:
+    """Median seconds of reads of 256 KiB at places that were not read before, each dropped from the page cache's read-ahead."""
+    times = []
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+        blocks = size // (256 << 10)
+        for step in range(min(blocks, 400)):
+            offset = (step * 7919 % blocks) * (256 << 10)
+            times.append(seconds(lambda at=offset: os.pread(descriptor, 256 << 10, at)))  # type: ignore[misc]
+    finally:
+        os.close(descriptor)
+    return statistics.median(times)
