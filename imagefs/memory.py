@@ -1,12 +1,14 @@
-"""How memory is managed in a process of ours, beyond Python's defaults. Both settings are the whole process's.
+"""How a process of ours is settled, beyond Python's defaults: its memory, its collector, its descriptors.
 
 A process that moves content allocates and frees a buffer of a megabyte hundreds of times a second. By default each is mapped from the
 kernel and given back, and each of its pages is zeroed and faulted in again: measured, a fifth of a conversion's time, and a third of the
 time for which the daemon holds the interpreter's lock in a cold read. Kept in the heap, the same pages go round.
 """
 
+import contextlib
 import ctypes
 import gc
+import resource
 from typing import Final
 
 _M_TRIM_THRESHOLD: Final = -1
@@ -33,6 +35,10 @@ def settle_daemon() -> None:
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
     _keep_freed(_DAEMON_KEEPS)
+    # Sockets to the store and files of the cache: more than the 1,024 descriptors that a process gets where nothing else is said.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _keep_freed(count: int) -> None:

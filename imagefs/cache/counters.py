@@ -12,8 +12,8 @@ class ReadCounters:
     """Figures since the daemon started.
 
     ``ram_bytes``, ``ssd_bytes`` and ``fetched_bytes`` are bytes answered to readers: found in RAM, after a wait for the disk alone, or
-    after one for the store; ``tree_bytes`` came out of the tree. ``verify_failures`` counts frames whose bytes did not have their digest,
-    from whichever tier.
+    after one for the store; ``tree_bytes`` came out of the tree. ``verify_failures`` counts frames that could not be read or
+    did not have their digest, in whichever tier they were found.
     """
 
     ram_bytes: int = 0

@@ -20,7 +20,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 import trio
 
@@ -39,9 +39,14 @@ _BATCH: Final = 32 << 20
 _OFF_SECONDS: Final = 10.0
 """For how long nothing is written after the disk has refused a write."""
 _LAST_SECONDS: Final = 20.0
+_THREADS: Final = 2
+"""Of the tier's own: what it writes never queues behind what the daemon does elsewhere, nor that behind it."""
 _FOR_EVER: Final = float("inf")
 _NOW: Final = float("-inf")
 """When the last commit was, if the next one is not to wait."""
+
+
+_T = TypeVar("_T")
 
 
 class DiskLog(Protocol):
@@ -117,12 +122,15 @@ class DiskTier:
         self._committed_at = _NOW
         self._off_until = 0.0
         self._refusal = ""
+        self._threads = trio.CapacityLimiter(_THREADS)
+        self.is_sound = True
+        """Whether index and files agree, as far as is known: False after a bug, and where the last commit was refused."""
 
     # -- for the fetcher: synchronous, on the trio thread ------------------------------------------------------------------------------
 
     def covers(self, name: bytes, start: int, end: int) -> bool:
         """Say whether bytes ``start`` to ``end`` of a file seem to be here."""
-        entry = self._entries.find(name) if self._off_until != _FOR_EVER else None
+        entry = self._find(name)
         if entry is None or end > entry.size or (entry.ranges is not None and not entry.ranges.covers(start, end)):
             return False
         self._entries.use(entry)
@@ -130,8 +138,18 @@ class DiskTier:
 
     def open(self, name: bytes) -> OpenFile | None:
         """Return a file to read from, which stays readable whatever happens to the tier; None if it has gone."""
-        entry = self._entries.find(name)
+        entry = self._find(name)
         return None if entry is None else self._entries.open(entry)
+
+    def _find(self, name: bytes) -> Entry | None:
+        if self._off_until == _FOR_EVER:
+            return None
+        try:
+            return self._entries.find(name)
+        except ImageFSError:
+            self._log.exception("cache_index_unreadable")
+            self.disable()
+            return None
 
     def land(self, place: Place, offset: int, data: Buffer) -> bool:
         """Keep bytes of a file, if there is room in the queue; False if they are not kept."""
@@ -148,7 +166,7 @@ class DiskTier:
 
     def bad(self, name: bytes, start: int, end: int) -> None:
         """Forget bytes that were read and are not what they should be. A complete file goes as a whole."""
-        entry = self._entries.find(name)
+        entry = self._find(name)
         if entry is None:
             return
         if entry.ranges is None or entry.busy:
@@ -160,6 +178,7 @@ class DiskTier:
     def disable(self) -> None:
         """Hold nothing from now on, for a tier whose task is dead."""
         self._off_until = _FOR_EVER
+        self.is_sound = False
         self._refusal = "its task has ended"
         self._queue.clear()
         self._queued = 0
@@ -185,12 +204,16 @@ class DiskTier:
                     await self._commit()
                 except (OSError, ImageFSError) as error:
                     self._refused(error)
+                    self.is_sound = False
 
     async def settled(self) -> None:
         """Wait until everything that was landed so far is committed, or refused."""
         while self._queue or self._is_due():
             self._hurry()
             await self._committed.wait()
+
+    async def _in_thread(self, function: Callable[..., _T], *args: object) -> _T:
+        return await trio.to_thread.run_sync(function, *args, limiter=self._threads)
 
     def _is_due(self) -> bool:
         return bool(self._full or self._entries.doomed or self._entries.dirty())
@@ -238,9 +261,11 @@ class DiskTier:
                 size += count
         if not batch:
             return
-        written = await trio.to_thread.run_sync(self._write_batch, batch)
+        written = await self._in_thread(self._write_batch, batch)
         for (entry, pieces), error in zip(batch, written, strict=True):
             entry.busy = False
+            if entry.file is not None and not entry.doomed:
+                self._entries.opened(entry)
             if error is not None:
                 self._refused(error)
             elif not entry.doomed and entry.ranges is not None:
@@ -292,16 +317,13 @@ class DiskTier:
         try:
             if sealing:
                 files = [(entry.kind, entry.name, entry.size, entry.file) for entry in sealing if entry.file is not None]
-                bad = set(await trio.to_thread.run_sync(self._folders.seal, files))
+                bad = set(await self._in_thread(self._folders.seal, files))
         except OSError:
-            # Their bytes can be read as they are, and are sealed when they are complete again.
-            for entry in sealing:
-                self._entries.doom(entry)
+            # Their bytes can be read as they are; the next commit tries again.
+            self._full.extend(sealing)
             raise
-        finally:
-            for entry in full:
-                entry.busy = False
         for entry in full:
+            entry.busy = False
             if entry.doomed:
                 continue
             if entry in sealing and entry.name not in bad:
@@ -324,7 +346,7 @@ class DiskTier:
         for entry in dirty:
             entry.dirty = False
         try:
-            await trio.to_thread.run_sync(self._commit_index, rows, list(going.values()), self._entries.figures)
+            await self._in_thread(self._commit_index, rows, list(going.values()), self._entries.figures)
         except BaseException:
             for entry in dirty:
                 entry.dirty = True
@@ -343,7 +365,7 @@ class DiskTier:
     async def _make_room(self) -> None:
         """Evict until the bounds hold."""
         held = self.held
-        free, _ = await trio.to_thread.run_sync(self._folders.free)
+        free, _ = await self._in_thread(self._folders.free)
         over = max(held - self.limit if self.limit else 0, min(self.floor - free, held))
         if over > 0:
             # A fiftieth more than needed, so that not every commit evicts.
@@ -362,9 +384,7 @@ class DiskTier:
     async def _evict_some(self, need: int, wanted: Callable[[bytes, Row], bool] | None, *, pinned: bool) -> int:
         entries = self._entries
         hand = entries.figures.hand
-        victims, hand = await trio.to_thread.run_sync(
-            lambda: self._evictor.choose(need, int(self._wall()), hand, wanted=wanted, pinned=pinned)
-        )
+        victims, hand = await self._in_thread(lambda: self._evictor.choose(need, int(self._wall()), hand, wanted=wanted, pinned=pinned))
         entries.figures = entries.figures._replace(hand=hand)
         freed = 0
         for name in victims:
@@ -391,12 +411,12 @@ class DiskTier:
         """Compare every complete file with its name; let go of those that differ. Incomplete ones are verified as they are read."""
         checked = bad = size = 0
         name = b""
-        while rows := await trio.to_thread.run_sync(self._index.after, name, 64):
+        while rows := await self._in_thread(self._index.after, name, 64):
             for name, row in rows:
                 if row.complete:
                     checked += 1
                     size += row.size
-                    if not await trio.to_thread.run_sync(self._folders.is_sound, row.kind, name, row.size):
+                    if not await self._in_thread(self._folders.is_sound, row.kind, name, row.size):
                         bad += 1
                         self.bad(name, 0, row.size)
         self.counters.damaged_files += bad

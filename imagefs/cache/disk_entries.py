@@ -15,7 +15,8 @@ from imagefs.cache.disk_index import DiskIndex, Row
 from imagefs.cache.ranges import RangeSet
 
 _ENTRIES_MAX: Final = 4096
-_OPEN_MAX: Final = 512
+_OPEN_MAX: Final = 256
+"""Open files, of two descriptors each."""
 _USED_STEP: Final = 60
 """Seconds: a use that is not newer by this is not worth a write."""
 
@@ -75,11 +76,15 @@ class Entries:
         return self._add(Entry(name, kind, size, 0, int(self._wall()), ranges))
 
     def adopt(self, name: bytes, row: Row) -> None:
-        """Take in a complete file that lies in its place, unless there is one."""
-        if self.find(name) is None and name not in self.doomed:
+        """Take in a complete file that lies in its place, unless it is known."""
+        entry = self.find(name)
+        if name in self.doomed or (entry is not None and (entry.ranges is None or entry.busy)):
+            return
+        if entry is None:
             entry = self._add(Entry(name, row.kind, row.size, 0, row.used_at, None))
-            self.hold(entry, row.held)
-            self.figures = self.figures._replace(complete=self.figures.complete + 1)
+        # One that is known as incomplete was sealed by a daemon that was killed before it could say so.
+        self.hold(entry, row.held - entry.held)
+        self.completed(entry)
 
     def _add(self, entry: Entry) -> Entry:
         self._entries[entry.name] = entry
@@ -108,12 +113,16 @@ class Entries:
             if entry.file is None:
                 self.doom(entry)
                 return None
-            self._opened[entry.name] = entry
-            if len(self._opened) > _OPEN_MAX:
-                _, old = self._opened.popitem(last=False)
-                if not old.busy:
-                    old.file = None
+            self.opened(entry)
         return entry.file
+
+    def opened(self, entry: Entry) -> None:
+        """Note that an entry's file is open, and close those that were opened before the last ``_OPEN_MAX``."""
+        self._opened[entry.name] = entry
+        for old in list(self._opened.values())[: max(0, len(self._opened) - _OPEN_MAX)]:
+            if not old.busy:
+                old.file = None
+                del self._opened[old.name]
 
     def hold(self, entry: Entry, count: int) -> None:
         """Count ``count`` bytes more (or less) on the disk."""
@@ -127,6 +136,7 @@ class Entries:
         entry.dirty = True
         # The descriptor was one for writing.
         entry.file = None
+        self._opened.pop(entry.name, None)
         self.figures = self.figures._replace(complete=self.figures.complete + 1)
 
     def doom(self, entry: Entry) -> None:

@@ -145,15 +145,14 @@ class Folders:
         """
         bad = [name for _, name, size, file in files if _digest(file, size) != name]
         good = [item for item in files if item[1] not in bad]
-        for _, _, _, file in good:
-            os.fchmod(file.descriptor, 0o444)
         if good and _libc.syncfs(good[0][3].descriptor):
             code = ctypes.get_errno() or errno.EIO
             raise OSError(code, os.strerror(code))
-        for kind, name, _, _ in good:
+        for kind, name, _, file in good:
             target = self.path(kind, name, complete=True)
             self._make_parent(target)
             os.rename(self.path(kind, name, complete=False), target)  # noqa: PTH104
+            os.fchmod(file.descriptor, 0o444)
         for kind, name, _, _ in files:
             if name in bad:
                 self.remove(kind, name, complete=False)

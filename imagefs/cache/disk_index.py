@@ -58,6 +58,10 @@ class DiskIndex:
         try:
             path.mkdir(mode=0o700, exist_ok=True)
             self._environment = lmdb.open(str(path), map_size=map_bytes, max_dbs=4, metasync=True, sync=True, readahead=False, mode=0o600)
+            # LMDB reads what it has mapped: a file that was cut short would end the process.
+            pages = self._environment.info()["last_pgno"] + 1
+            if pages * self._environment.stat()["psize"] > (path / "data.mdb").stat().st_size:
+                raise StoreError(f"the index of the cache at {path} is cut short")
             self._rows = self._environment.open_db(b"rows")
             self._pins = self._environment.open_db(b"pins")
             self._meta = self._environment.open_db(b"meta")
@@ -77,13 +81,19 @@ class DiskIndex:
             return int(transaction.stat(self._rows)["entries"])
 
     def get(self, name: bytes) -> Row | None:
-        """Return a file's row."""
-        with self._environment.begin() as transaction:
-            return _decode(transaction.get(name, db=self._rows))
+        """Return a file's row. ``StoreError`` where the database turns out to be damaged."""
+        try:
+            with self._environment.begin() as transaction:
+                return _decode(transaction.get(name, db=self._rows))
+        except lmdb.Error as error:
+            raise StoreError(f"the index of the cache cannot be read: {error}") from error
 
     def after(self, name: bytes, count: int) -> list[tuple[bytes, Row]]:
-        """Return up to ``count`` rows behind ``name``, in the order of names; fewer only at the end."""
-        return [item for item, _ in zip(self._walk(name), range(count), strict=False)]
+        """Return up to ``count`` rows behind ``name``, in the order of names; fewer only at the end. ``StoreError`` for damage."""
+        try:
+            return [item for item, _ in zip(self._walk(name), range(count), strict=False)]
+        except lmdb.Error as error:
+            raise StoreError(f"the index of the cache cannot be read: {error}") from error
 
     def _walk(self, name: bytes) -> Iterator[tuple[bytes, Row]]:
         with self._environment.begin() as transaction, transaction.cursor(self._rows) as cursor:

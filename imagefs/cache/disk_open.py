@@ -73,6 +73,7 @@ class OpenedTier:
 
     async def _set_right(self) -> None:
         before = self._started
+        await trio.to_thread.run_sync(self._sweep_index)
         found = await trio.to_thread.run_sync(lambda: list(unknown_files(self.index, self.place.root, before)))
         adopted = removed = 0
         for kind, name, size, complete in found:
@@ -87,10 +88,16 @@ class OpenedTier:
         if found:
             self._log.warning("cache_set_right", adopted=adopted, removed=removed)
 
+    def _sweep_index(self) -> None:
+        """Remove what a fetch of an index left half done."""
+        for path in (self.place.root / "index").glob(".*"):
+            if path.is_file() and path.stat().st_mtime < self._started:
+                path.unlink(missing_ok=True)
+
     def close(self, *, clean: bool = True) -> None:
         """Close everything; ``clean`` if the tier's task has ended by itself."""
         self.index.close()
-        if clean:
+        if clean and self.tier.is_sound:
             (self.place.root / UNCLEAN).unlink(missing_ok=True)
         self.place.close()
 

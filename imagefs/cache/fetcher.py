@@ -274,7 +274,7 @@ class Fetcher:
         assert slab is not None
         with trio.move_on_after(self._deadline) as scope:
             try:
-                failed = await self._in_thread(self._reads, _read_pieces, part, file, frames)
+                failed = await trio.to_thread.run_sync(_read_pieces, part, file, frames, abandon_on_cancel=True, limiter=self._reads)
             except Exception as error:  # noqa: BLE001 # a bug must neither end the daemon nor leave readers waiting
                 self._log.error("disk_read_failed", object=part.name.hex(), tier="ssd", error=str(error))
         if scope.cancelled_caught:
@@ -329,7 +329,7 @@ class Fetcher:
                 nursery.start_soon(self._decode_chunk, _Got(key, data, run.start, until), chunk)
 
     async def _decode_chunk(self, got: "_Got", frames: Frames) -> None:
-        failed = await self._in_thread(self._decodes, self._decode, got.data, got.start, frames)
+        failed = await self._decode_in_thread(got.data, got.start, frames)
         lost = {_key(*tag) for tag, _, _ in failed}
         self._settle([item for item in frames if _key(*item[0]) not in lost], store=True)
         if failed:
@@ -345,7 +345,7 @@ class Fetcher:
                 byte_range = ByteRange(frame.offset, frame.offset + frame.stored)
                 # Few and small: as if a reader waited for each, which is likely.
                 data = memoryview(await self._link.get(key, byte_range, Ticket(demand=True), until=until))
-                failed = await self._in_thread(self._decodes, self._decode, data, frame.offset, [item])
+                failed = await self._decode_in_thread(data, frame.offset, [item])
                 self._counters.verify_failures += len(failed)
             except ImageFSError as error:
                 failed = [(*item, error)]
@@ -354,8 +354,9 @@ class Fetcher:
             else:
                 self._settle([item], store=True)
 
-    async def _in_thread(self, limiter: trio.CapacityLimiter, function: Callable[..., Any], *args: object) -> Any:
-        return await trio.to_thread.run_sync(lambda: function(*args), abandon_on_cancel=True, limiter=limiter)
+    async def _decode_in_thread(self, data: memoryview, start: int, frames: Frames) -> Failures:
+        # Never left to itself, as it writes to slabs: it takes milliseconds and waits for nothing.
+        return await trio.to_thread.run_sync(self._decode, data, start, frames, limiter=self._decodes)
 
     # -- what came of it ------------------------------------------------------------------------------------------------------------
 

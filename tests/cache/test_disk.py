@@ -12,13 +12,13 @@ import pytest
 import trio
 
 from imagefs.cache.disk import QUEUE_MAX, DiskTier, Place
-from imagefs.cache.disk_files import FRAME, OBJECT
+from imagefs.cache.disk_files import FRAME, OBJECT, Folders, OpenFile
 from imagefs.cache.disk_index import DiskIndex, Figures, Row
 from imagefs.cache.disk_open import OpenedTier
 from imagefs.cache.disk_place import ASIDE, MARKER, CachePlace
 from imagefs.cache.eviction import Evictor
 from imagefs.digest import digest_of
-from imagefs.errors import AccessError, DaemonError, ImageFSError, UsageError
+from imagefs.errors import AccessError, DaemonError, ImageFSError, StoreError, UsageError
 
 MIB = 1 << 20
 
@@ -329,18 +329,93 @@ def test_after_a_kill_sealed_files_are_taken_in_and_others_removed(bench: Bench)
     assert sorted(bench.files("objects")) == sorted([digest_of(data).hex(), digest_of(noise(10_000, 9)).hex()])
 
 
-def test_a_damaged_index_is_put_aside(bench: Bench) -> None:
+@pytest.mark.parametrize("damage", [lambda data: b"\xff" * 8192, lambda data: data[: len(data) // 2 & -4096]], ids=["other", "cut"])
+def test_a_damaged_index_is_put_aside(bench: Bench, damage: Callable[[bytes], bytes]) -> None:
     async def body(tier: DiskTier) -> None:
         await land(tier, noise(MIB))
 
     bench.run(body)
-    (bench.root / "lmdb" / "data.mdb").write_bytes(b"\xff" * 8192)
+    index = bench.root / "lmdb" / "data.mdb"
+    index.write_bytes(damage(index.read_bytes()))
 
     async def after(tier: DiskTier) -> None:
         await until(lambda: tier.complete == 1)
 
     bench.run(after)
     assert "cache_index_damaged" in bench.log.events
+
+
+def test_an_index_that_cannot_be_read_ends_the_tier_alone(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def corrupted(*_: object) -> None:
+        raise StoreError("the index of the cache cannot be read")
+
+    async def body(tier: DiskTier) -> None:
+        await land(tier, noise(MIB))
+        monkeypatch.setattr(DiskIndex, "get", corrupted)
+        assert not tier.covers(digest_of(noise(10)), 0, 1)
+        assert not tier.covers(digest_of(noise(MIB)), 0, 1)
+        assert not tier.land(place(b"x"), 0, b"x")
+
+    bench.run(body)
+    assert bench.log.events == ["cache_index_unreadable"]
+    assert (bench.root / "unclean").exists(), "the next start sets it right"
+
+
+def test_a_file_that_was_sealed_just_before_a_kill_is_taken_in(bench: Bench) -> None:
+    data = noise(MIB)
+    name = digest_of(data)
+
+    async def partly(tier: DiskTier) -> None:
+        tier.land(place(data), 0, data[: 256 << 10])
+        await tier.settled()
+
+    bench.run(partly, clean=False)
+    sealed = bench.root / "objects" / name.hex()[:2] / name.hex()[2:]
+    sealed.parent.mkdir()
+    sealed.write_bytes(data)
+    os.utime(sealed, (1, 1))
+
+    async def after(tier: DiskTier) -> None:
+        await until(lambda: tier.covers(name, 0, MIB))
+        assert (tier.held, tier.complete) == (MIB, 1)
+        assert read(tier, name, 0, MIB) == data
+
+    bench.run(after)
+
+
+def test_what_cannot_be_sealed_now_is_sealed_later(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = noise(MIB)
+    real = Folders.seal
+    broken = [True]
+
+    def seal(self: Folders, files: list[tuple[int, bytes, int, OpenFile]]) -> list[bytes]:
+        if broken[0]:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(self, files)
+
+    monkeypatch.setattr(Folders, "seal", seal)
+
+    async def body(tier: DiskTier) -> None:
+        assert tier.land(place(data), 0, data)
+        await until(lambda: tier.counters.write_errors > 0)
+        assert tier.covers(digest_of(data), 0, MIB)
+        assert read(tier, digest_of(data), 0, MIB) == data
+        broken[0] = False
+        await until(lambda: tier.complete == 1)
+
+    bench.run(body)
+    assert bench.files("objects") == {digest_of(data).hex(): data}
+
+
+def test_open_files_are_bounded(bench: Bench) -> None:
+    async def body(tier: DiskTier) -> None:
+        for number in range(600):
+            data = noise(8192, number)
+            assert tier.land(place(data), 0, data[:4096])
+        await tier.settled()
+        assert len(os.listdir("/proc/self/fd")) < 2 * 256 + 100  # noqa: PTH208
+
+    bench.run(body)
 
 
 def test_verify_finds_and_removes_what_rotted(bench: Bench) -> None:
