@@ -12,7 +12,7 @@ from imagefs.cache.index import bring_index
 from imagefs.format.erofs_reader import Tree
 from imagefs.format.manifest import Manifest
 from imagefs.format.objectmap import ObjectMap
-from imagefs.store.base import ObjectStore
+from imagefs.store.base import BlobSource
 
 
 class Image:
@@ -42,7 +42,7 @@ class Image:
                 mapped.close()
 
 
-def open_image(store: ObjectStore, cache: Path, manifest_hex: str) -> Image:
+def open_image(store: BlobSource, cache: Path, manifest_hex: str) -> Image:
     """Bring the image's index to this host and open it. Blocks; raises what ``bring_index`` does, ``IntegrityError`` for a bad index."""
     index = bring_index(store, cache, manifest_hex)
     return Image(manifest_hex, index.manifest, index.tree, index.objects, index.moved)

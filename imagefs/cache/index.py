@@ -21,7 +21,7 @@ from typing import Final
 from imagefs.digest import Hasher, digest_of
 from imagefs.errors import AccessError, ImageFSError, StoreFullError
 from imagefs.format.manifest import MAX_MANIFEST, BlobName, Manifest, decode, encode
-from imagefs.store.base import ObjectStore
+from imagefs.store.base import BlobSource
 from imagefs.store.images import fetch_blob_to, get_manifest
 
 _STEP: Final = 1 << 20
@@ -37,7 +37,7 @@ class Index:
     moved: int
 
 
-def bring_index(store: ObjectStore, cache: Path, manifest_hex: str) -> Index:
+def bring_index(store: BlobSource, cache: Path, manifest_hex: str) -> Index:
     """Bring an image's index to this host and map it. Blocks: run it in a thread.
 
     ``NotFoundError``, ``IntegrityError``, ``StoreError`` as the store gives them; ``StoreFullError`` if the cache has no room.
@@ -65,7 +65,7 @@ def is_local(cache: Path, manifest_hex: str) -> bool:
     return all((folder / blob.digest).is_file() for blob in (manifest.tree, manifest.objects))
 
 
-def _manifest(store: ObjectStore, folder: Path, name: str) -> tuple[Manifest, int]:
+def _manifest(store: BlobSource, folder: Path, name: str) -> tuple[Manifest, int]:
     path = folder / name
     with contextlib.suppress(OSError, ImageFSError):
         if path.stat().st_size <= MAX_MANIFEST:
@@ -85,7 +85,7 @@ def _manifest(store: ObjectStore, folder: Path, name: str) -> tuple[Manifest, in
     return manifest, len(data)
 
 
-def _bring(store: ObjectStore, folder: Path, blob: BlobName) -> int:
+def _bring(store: BlobSource, folder: Path, blob: BlobName) -> int:
     """Make sure that a verified file is there; return the bytes that moved."""
     path = folder / blob.digest
     if _is_sound(path, blob):

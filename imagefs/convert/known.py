@@ -46,7 +46,10 @@ class KnownPacks:
                 path = scratch / manifest.objects.digest
                 fetch_blob_to(store, manifest.objects.digest, manifest.objects.size, path)
                 known.add(path)
-            except ImageFSError:
+            except ImageFSError as error:
+                if error.retryable:
+                    # The store stumbles: what the other maps would save is not worth their waits.
+                    break
                 # An image that cannot be read is fsck's business; converting another one must not depend on it.
                 continue
         return known

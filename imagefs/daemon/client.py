@@ -8,6 +8,7 @@ with root (:func:`home` chooses). Every wait has a deadline.
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import json
 import os
@@ -75,7 +76,28 @@ def umount(config: Config, mountpoint: str | Path, *, lazy: bool = False) -> dic
         if result.get("stopping"):
             _wait_gone(directory)
         return result
+    if _take_away_dead(place):
+        return {"mountpoint": place, "stopping": False}
     raise problem
+
+
+def _take_away_dead(place: str) -> bool:
+    """Unmount what a killed daemon left at ``place``: nobody else will, and every access to it fails. False if there is no such mount."""
+    # Imported here: it is needed after a crash only.
+    from imagefs.mount.bind import unmount  # noqa: PLC0415
+    from imagefs.mount.mountinfo import FUSE_TYPE, mount_at  # noqa: PLC0415
+
+    entry = mount_at(place)
+    if entry is None or entry.fstype != FUSE_TYPE:
+        return False
+    try:
+        # The kernel answers for a dead daemon, at once; not with a stat, which it has kept.
+        os.close(os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+    except OSError as error:
+        if error.errno in {errno.ENOTCONN, errno.ECONNABORTED}:
+            unmount(Path(place), lazy=True)
+            return True
+    return False
 
 
 def status(config: Config, *, at: str | None = None) -> dict[str, Any]:

@@ -27,12 +27,16 @@ from imagefs.mount.checks import canonical
 from imagefs.mount.table import MountRecord
 from imagefs.store import refs
 from imagefs.store.base import ObjectStore
+from imagefs.store.patient import PatientReads
 
 _MAPPED_MAX: Final = 64 << 20
 """Bytes of mapped files that may count as this process's memory."""
 
 _RESOLVE_SECONDS: Final = 8.0
 """For how long the store is asked what a ref stands for, before what it stood for the last time counts."""
+
+_INDEX_GRACE: Final = 0.5
+"""Seconds that a try to bring an index may take longer than the store's deadline."""
 
 _T = TypeVar("_T")
 
@@ -130,7 +134,7 @@ class Service:
         await self.mounter.reconcile()
         mountpoint = str(await in_thread(canonical, request.mountpoint))
         manifest, offline = await self._resolve(request)
-        image = await in_thread(open_image, self.store, self.config.cache, manifest, abandon=True)
+        image = await self._open(manifest)
         record = await self.mounter.mount(image, request, mountpoint)
         self.log.info("mounted", mountpoint=record.mountpoint, manifest=manifest, ref=record.ref, slot=record.slot)
         return {
@@ -146,6 +150,13 @@ class Service:
             "offline": offline,
             "seconds": time.perf_counter() - begin,
         }
+
+    async def _open(self, manifest: str) -> Image:
+        deadline = self.config.store_deadline
+        source = PatientReads(self.store, deadline)
+        with trio.move_on_after(deadline + _INDEX_GRACE):
+            return await in_thread(open_image, source, self.config.cache, manifest, abandon=True)
+        raise DeadlineError(f"the image's index did not come within {deadline + _INDEX_GRACE:g} s")
 
     async def _resolve(self, request: requests.Mount) -> tuple[str, str]:
         """Return a manifest's hex digest, and if the store could not be asked for it, why not."""

@@ -16,12 +16,18 @@ import trio
 from imagefs.cache.image import Image
 from imagefs.errors import DeadlineError, MountError
 from imagefs.fuse.forest import TREES, Forest, Slot
+from imagefs.fuse.fusectl import connections
 from imagefs.fuse.guard import RequestLog, Requests
 from imagefs.fuse.operations import ImageOperations
 from imagefs.fuse.reading import Reading
 
 READ_AHEAD_KB: Final = 4096
-MAX_BACKGROUND: Final = 64
+MAX_BACKGROUND: Final = 1024
+"""Requests of read-ahead that the kernel sends before it waits for answers: reads that hang must not hold up those that need no store."""
+
+MAX_TASKS: Final = 2048
+"""Requests in the handlers at once, likewise."""
+
 _START_SECONDS: Final = 10.0
 _NOTIFY_SECONDS: Final = 5.0
 
@@ -57,7 +63,7 @@ class FuseSession:
 
     async def run(self) -> None:
         """Serve requests until the file system is unmounted or :meth:`stop` is called."""
-        await pyfuse3.main()
+        await pyfuse3.main(max_tasks=MAX_TASKS)
 
     async def agreed(self) -> None:
         """Wait until the kernel talks to us. ``DeadlineError`` if it does not."""
@@ -111,13 +117,15 @@ def _invalidate(name: bytes) -> None:
 
 def _tune(device: str) -> None:
     minor = device.partition(":")[2]
-    for path, value in (
-        (f"/sys/class/bdi/{device}/read_ahead_kb", READ_AHEAD_KB),
-        (f"/sys/fs/fuse/connections/{minor}/max_background", MAX_BACKGROUND),
-    ):
-        with contextlib.suppress(OSError):
-            descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-            try:
-                os.write(descriptor, str(value).encode())
-            finally:
-                os.close(descriptor)
+    with contextlib.suppress(OSError):
+        _write(os.open(f"/sys/class/bdi/{device}/read_ahead_kb", os.O_WRONLY | os.O_CLOEXEC), READ_AHEAD_KB)
+    with contextlib.suppress(OSError), connections() as folder:
+        _write(os.open(f"{minor}/max_background", os.O_WRONLY | os.O_CLOEXEC, dir_fd=folder), MAX_BACKGROUND)
+        _write(os.open(f"{minor}/congestion_threshold", os.O_WRONLY | os.O_CLOEXEC, dir_fd=folder), MAX_BACKGROUND)
+
+
+def _write(descriptor: int, value: int) -> None:
+    try:
+        os.write(descriptor, str(value).encode())
+    finally:
+        os.close(descriptor)

@@ -43,6 +43,16 @@ class KeyInfo:
     mtime: float
 
 
+class BlobSource(Protocol):
+    """What reading takes of an :class:`ObjectStore`."""
+
+    def get(self, key: str, byte_range: ByteRange | None = None) -> bytes:
+        """See :class:`ObjectStore`."""
+
+    def head(self, key: str) -> KeyInfo:
+        """See :class:`ObjectStore`."""
+
+
 class ObjectStore(Protocol):
     """A flat namespace of immutable blobs, and of a few refs that change by compare-and-swap."""
 

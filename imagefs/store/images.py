@@ -14,7 +14,7 @@ import zstandard
 from imagefs.digest import Buffer, Hasher, digest_of
 from imagefs.errors import IntegrityError, NotFoundError, StoreFullError
 from imagefs.format.manifest import MAX_MANIFEST, Manifest, decode, encode
-from imagefs.store.base import ByteRange, ObjectStore, blob_key, manifest_key
+from imagefs.store.base import BlobSource, ByteRange, ObjectStore, blob_key, manifest_key
 
 BLOB_LEVEL: Final = 3
 _STEP: Final = 4 * 1024 * 1024
@@ -32,12 +32,12 @@ def put_blob(store: ObjectStore, raw: Buffer) -> tuple[str, int]:
     return name, 0
 
 
-def get_blob(store: ObjectStore, name: str, size: int) -> bytes:
+def get_blob(store: BlobSource, name: str, size: int) -> bytes:
     """Return a blob of ``size`` bytes. ``IntegrityError`` if it is not what its name says."""
     return b"".join(_blob_chunks(store, name, size))
 
 
-def fetch_blob_to(store: ObjectStore, name: str, size: int, path: Path) -> int:
+def fetch_blob_to(store: BlobSource, name: str, size: int, path: Path) -> int:
     """Bring a blob of ``size`` bytes to the file ``path``, which appears verified and whole or not at all; return the bytes moved.
 
     Memory is bounded whatever the size.
@@ -58,7 +58,7 @@ def fetch_blob_to(store: ObjectStore, name: str, size: int, path: Path) -> int:
     return store.head(blob_key(name)).size
 
 
-def _blob_chunks(store: ObjectStore, name: str, size: int) -> Iterator[bytes]:
+def _blob_chunks(store: BlobSource, name: str, size: int) -> Iterator[bytes]:
     """Yield a blob's bytes in pieces. The last piece comes only after the whole was verified."""
     key = blob_key(name)
     stored = store.head(key).size
@@ -97,7 +97,7 @@ def put_manifest(store: ObjectStore, manifest: Manifest) -> tuple[str, int]:
     return name, len(data) if store.put_if_absent(manifest_key(name), data) else 0
 
 
-def get_manifest(store: ObjectStore, name: str) -> Manifest:
+def get_manifest(store: BlobSource, name: str) -> Manifest:
     """Return a manifest, verified."""
     key = manifest_key(name)
     try:

@@ -1,0 +1,187 @@
+"""How each fault is brought about, and how it is taken away again."""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Final
+
+from tests.faults import Fault
+from tests.matrix import content
+from tests.matrix.place import IMAGE, Stage
+from tests.system.world import tool, wait_until
+
+Bringing = Callable[[Stage], AbstractContextManager[None]]
+"""Brings a fault about for the length of a block."""
+
+DISK_MIB: Final[Mapping[str, int]] = {"full": 40, "read-only": 40}
+"""The faults for which the cache has a file system of its own, of so many MiB."""
+
+_PACKS: Final = "/packs/"
+_INDEX: Final = "/(blobs|manifests)/"
+_CONTENT: Final = "/(packs|blobs|manifests)/"
+"""What has a digest for its name, by its path."""
+
+_STEP: Final = 64 << 10
+_SECTOR: Final = 512
+
+
+def _link(**shape: object) -> Bringing:
+    @contextlib.contextmanager
+    def bring(stage: Stage) -> Iterator[None]:
+        stage.proxy.set(**shape)
+        # Connections that are open already would know nothing of it.
+        stage.proxy.drop()
+        yield
+        stage.proxy.set(bandwidth=None, refuse=False, black_hole=False)
+
+    return bring
+
+
+def _script(*faults: Fault) -> Bringing:
+    @contextlib.contextmanager
+    def bring(stage: Stage) -> Iterator[None]:
+        numbers = [stage.proxy.fault(fault) for fault in faults]
+        yield
+        stage.proxy.lift(*numbers)
+        hits = stage.proxy.stats().hits
+        assert all(hits[number] for number in numbers), "a fault that was in force hit nothing"
+
+    return bring
+
+
+def _answers(status: int, key: str = "", method: str | None = None, retry_after: str | None = None) -> Bringing:
+    return _script(Fault(kind="answer", status=status, key=key, method=method, retry_after=retry_after))
+
+
+# -- the disk -------------------------------------------------------------------------------------------------------------------------
+
+
+def _damaged(damage: Callable[[Path], None]) -> Bringing:
+    @contextlib.contextmanager
+    def bring(stage: Stage) -> Iterator[None]:
+        held = stage.held()
+        assert held
+        for path in held:
+            damage(path)
+        yield
+
+    return bring
+
+
+def _flip(path: Path) -> None:
+    with path.open("r+b") as file:
+        for at in range(_STEP // 2, path.stat().st_size, _STEP):
+            byte = os.pread(file.fileno(), 1, at)
+            os.pwrite(file.fileno(), bytes([byte[0] ^ 0x04]), at)
+
+
+def _zero(path: Path) -> None:
+    with path.open("r+b") as file:
+        for at in range(_STEP // 2, path.stat().st_size - _SECTOR, _STEP):
+            os.pwrite(file.fileno(), bytes(_SECTOR), at)
+
+
+def _truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+@contextlib.contextmanager
+def _full(stage: Stage) -> Iterator[None]:
+    filler = stage.world.cache.parent / "filler"
+    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        for size in (1 << 20, 4096, 1):
+            with contextlib.suppress(OSError):
+                while file.write(bytes(size)):
+                    pass
+    yield
+    filler.unlink()
+
+
+@contextlib.contextmanager
+def _read_only(stage: Stage) -> Iterator[None]:
+    """Have ext4 do what it does when it meets an error. There is no way back but to unmount it."""
+    tool("mount", "-o", "remount,abort", str(stage.world.cache.parent))
+    yield
+
+
+# -- the process ----------------------------------------------------------------------------------------------------------------------
+
+
+def _kill(stage: Stage) -> None:
+    """Kill the daemon while readers read, and see that each of them ends."""
+    started = threading.Barrier(9)
+    ended: list[OSError] = []
+
+    def load() -> None:
+        started.wait(30)
+        try:
+            while True:
+                stage.read(content.SSD)
+                stage.read(content.RANDOM)
+        except OSError as error:
+            ended.append(error)
+
+    threads = [threading.Thread(target=load, daemon=True) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    started.wait(30)
+    wait_until(lambda: stage.tier(content.RANDOM) == "ram", "the load to have read something")
+    os.kill(stage.pid, signal.SIGKILL)
+    for thread in threads:
+        thread.join(10)
+    assert len(ended) == len(threads), "a reader hangs after the daemon was killed"
+
+
+@contextlib.contextmanager
+def _killed(stage: Stage) -> Iterator[None]:
+    _kill(stage)
+    yield
+    # What the table's second mount has mounted.
+    stage.point = stage.world.root / "second"
+
+
+@contextlib.contextmanager
+def _mounted_again(stage: Stage) -> Iterator[None]:
+    _kill(stage)
+    stage.is_restarted = True
+    stage.point = stage.mount(IMAGE, "again")
+    stage.spare = stage.mount(IMAGE, "again-spare")
+    stage.pid = int(stage.world.run("daemon", "status", "--json").json["worker_pid"])
+    yield
+
+
+BRINGING: Final[Mapping[str, Bringing]] = {
+    "refused": _link(refuse=True),
+    "black-hole": _link(black_hole=True),
+    "reset": _script(Fault(kind="reset", method="GET", key=_CONTENT)),
+    "reset-at-times": _script(
+        Fault(kind="reset", method="GET", key=_PACKS, count=8), Fault(kind="reset", method="GET", key=_INDEX, count=1)
+    ),
+    "stall": _script(Fault(kind="stall", method="GET", key=_CONTENT)),
+    "slow-first-byte": _script(Fault(kind="wait", seconds=0.2)),
+    "wrong-bytes": _script(Fault(kind="flip", method="GET", key=_CONTENT)),
+    "wrong-bytes-at-times": _script(Fault(kind="flip", method="GET", key=_CONTENT, over=300 << 10)),
+    "cut": _script(Fault(kind="cut", method="GET", key=_CONTENT)),
+    "content-range": _script(Fault(kind="content-range", method="GET", key=_CONTENT)),
+    "403": _answers(403),
+    "404": _answers(404, _PACKS, "GET"),
+    "416": _answers(416, _CONTENT, "GET"),
+    "429": _answers(429, retry_after="1"),
+    "500": _answers(500),
+    "503-for-a-while": _script(
+        Fault(kind="answer", status=503, method="GET", key=_PACKS, count=8),
+        Fault(kind="answer", status=503, method="GET", key=_INDEX, count=1),
+    ),
+    "slow": _link(bandwidth=8e6),
+    "full": _full,
+    "flipped": _damaged(_flip),
+    "zeroed": _damaged(_zero),
+    "truncated": _damaged(_truncate),
+    "read-only": _read_only,
+    "killed": _killed,
+    "killed-and-mounted-again": _mounted_again,
+}

@@ -1,0 +1,35 @@
+"""Each cell of the table: what has to happen is what was seen."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from _pytest.mark import ParameterSet
+
+from tests.matrix.columns import BRINGING
+from tests.matrix.operations import DRIVERS
+from tests.matrix.scenario import RECOVERY, Seen, judge
+from tests.matrix.table import AFTERWARDS, COLUMNS, OPERATIONS, Outcome
+
+
+def _cells() -> Iterator[ParameterSet]:
+    for fault, column in COLUMNS.items():
+        for operation, outcome in column.cells.items():
+            marks = [pytest.mark.xfail(strict=True, reason=outcome.bug)] if outcome.bug else []
+            yield pytest.param(fault, operation, marks=marks, id=f"{fault}-{operation}")
+        yield pytest.param(fault, AFTERWARDS, id=f"{fault}-{AFTERWARDS}")
+
+
+@pytest.mark.parametrize("fault, operation", list(_cells()))
+def test_the_cell(fault: str, operation: str, results: Callable[[str], dict[str, Seen]]) -> None:
+    outcome = COLUMNS[fault].cells.get(operation, Outcome("right", within=2 * RECOVERY))
+    problem = judge(outcome, results(fault)[operation])
+    if problem:
+        pytest.fail(f"{fault}, {operation}: {problem}", pytrace=False)
+
+
+def test_the_table_is_whole() -> None:
+    assert list(BRINGING) == list(COLUMNS)
+    assert set(DRIVERS) == set(OPERATIONS)
+    for column in COLUMNS.values():
+        assert list(column.cells) == list(OPERATIONS), column.name
+    assert sum(len(column.cells) for column in COLUMNS.values()) >= 120
