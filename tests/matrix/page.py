@@ -13,8 +13,8 @@ _INTRODUCTION: Final = """\
 
 A host that serves images depends on a store that is far away, on a disk, and on a process. This page says what a program, and whoever runs
 it, sees when one of them fails. It is made from the table that the tests go by (`tests/matrix`): each cell below is a test with real
-mounts, a real S3 server, and a proxy in front of it that does what the row says. While 64 readers wait for what is not on the host, it is
-tried what needs no store; then all other operations run together.
+mounts, a real S3 server, and a proxy in front of it that does what the row says. While 64 readers wait for what is not on the host, what
+needs none of it is tried; then all other operations run together.
 
 Four things make the difference.
 
@@ -34,7 +34,6 @@ read is let through to see whether the store is back. One that was waiting befor
 
 **What is on the host needs no store.** `ls` and `stat` are answered from the index, warm reads from RAM and SSD, and an image that
 was mounted here before is mounted again while the store is away, as what its ref stood for the last time.
-(The end of this page says how far that is true yet.)
 
 When the fault is over, everything works again without a remount, in the same daemon: each row is tested for that too. After a store's
 outage that takes up to the breaker's pause.
@@ -49,7 +48,6 @@ _LEGEND: Final = """\
 | right | the right bytes, or success; it may take longer |
 | `EIO`, `ENOTCONN` | the error that a reader gets, by the deadline; a mapped page gives `SIGBUS` instead of `EIO` |
 | exit *N* | how the command ends; [errors.md](errors.md) says what each number means |
-| \\* | not so yet: see the end of this page |
 
 Cold reads, exec, sequential, random and the 64 readers read what is not on the host. The second mount is of an image that was mounted here
 before. The times that are tested come with a deadline of 3 seconds.
@@ -108,6 +106,7 @@ def _deviations() -> Iterator[str]:
     if not found:
         return
     yield "## Not so yet\n"
+    yield "A star in a table says that a cell is not so yet, because:\n"
     for bug, cells in found.items():
         yield f"- {bug[0].upper()}{bug[1:]}."
         for operation, titles in cells.items():

@@ -62,10 +62,6 @@ RIGHT: Final = Outcome("right", within=PATIENT)
 EIO: Final = Outcome("error", "EIO", LATEST)
 GONE: Final = Outcome("error", "ENOTCONN", SOON)
 
-
-QUEUED: Final = replace(EIO, within=LATEST + DEADLINE / 2)
-"""Of the reads that the same queue holds back, one becomes the breaker's probe when its turn comes, and takes an attempt's time more."""
-
 _ONE_SILENCE: Final = 15.0
 """Seconds that a command without a deadline may take to notice that an answer has stopped (it waits 10 s), and to end."""
 
@@ -94,7 +90,6 @@ def _cells(reads: Outcome = UNAFFECTED, **others: Outcome) -> dict[str, Outcome]
 
 
 _OFFLINE: Final = Outcome("right", within=LATEST, note="offline, with what the ref stood for the last time")
-_LOCAL: Final = {"ram": UNAFFECTED, "ssd": UNAFFECTED}
 _NO_SPACE: Final = ends(8, note="there is no room for its index")
 
 STORE: Final = (
@@ -105,7 +100,7 @@ STORE: Final = (
         "Nobody listens at the store's address: the server is down, or a firewall says so.",
         "Reads of what is not on the host wait for the store to come back, and fail at the deadline. After a moment without any answer the "
         "breaker opens, and further reads fail at once. Images that this host has mounted before are mounted from what it has.",
-        _cells(EIO, first=ends(7), second=_OFFLINE, convert=ends(7), **_LOCAL),
+        _cells(EIO, first=ends(7), second=_OFFLINE, convert=ends(7)),
     ),
     Column(
         "black-hole",
@@ -113,7 +108,7 @@ STORE: Final = (
         "nothing answers",
         "Connections are accepted or hang, and no byte comes back: a router lost its route, a server its mind.",
         "As when connections are refused, only that each first wait lasts until the deadline.",
-        _cells(EIO, first=ends(13), second=_OFFLINE, readers=QUEUED, convert=ends(13, within=_ONE_SILENCE), **_LOCAL),
+        _cells(EIO, first=ends(13), second=_OFFLINE, convert=ends(13, within=_ONE_SILENCE)),
     ),
     Column(
         "reset",
@@ -121,7 +116,7 @@ STORE: Final = (
         "every connection is lost in the middle of an answer",
         "Each GET of content ends with a reset connection after half of its bytes.",
         "Each is repeated until the deadline. A half answer is never used.",
-        _cells(EIO, first=ends(7), **_LOCAL),
+        _cells(EIO, first=ends(7)),
     ),
     Column(
         "reset-at-times",
@@ -140,13 +135,11 @@ STORE: Final = (
         _cells(
             EIO,
             first=ends(13),
-            readers=QUEUED,
             convert=Outcome(
                 "right",
                 within=_ONE_SILENCE,
                 note="without what older images could save it",
             ),
-            **_LOCAL,
         ),
     ),
     Column(
@@ -181,7 +174,7 @@ STORE: Final = (
         "answers are shorter than asked for",
         "Each GET of content brings half of its bytes, as a well-formed answer that says so.",
         "A short answer is never used; it is asked for again until the deadline. A manifest that is cut does not have its digest.",
-        _cells(EIO, first=ends(5), **_LOCAL),
+        _cells(EIO, first=ends(5)),
     ),
     Column(
         "content-range",
@@ -189,7 +182,7 @@ STORE: Final = (
         "answers carry another range",
         "Each GET of content answers, by its own words, with bytes 4 KiB further on.",
         "Such an answer is refused, and asked for again until the deadline.",
-        _cells(EIO, first=ends(7), **_LOCAL),
+        _cells(EIO, first=ends(7)),
     ),
     Column(
         "403",
@@ -222,7 +215,7 @@ STORE: Final = (
         "the store asks to be left alone (429, Retry-After: 1)",
         "Each request is answered with 429 and a Retry-After of a second.",
         "The store is asked less, and not before the second is over. At the deadline the read fails.",
-        _cells(EIO, first=ends(7), second=_OFFLINE, convert=ends(7), **_LOCAL),
+        _cells(EIO, first=ends(7), second=_OFFLINE, convert=ends(7)),
     ),
     Column(
         "500",
@@ -230,7 +223,7 @@ STORE: Final = (
         "the store fails (500)",
         "Each request is answered with 500.",
         "As when connections are refused.",
-        _cells(EIO, first=ends(7), second=_OFFLINE, convert=ends(7), **_LOCAL),
+        _cells(EIO, first=ends(7), second=_OFFLINE, convert=ends(7)),
     ),
     Column(
         "503-for-a-while",
