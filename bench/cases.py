@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bench import constant_fs, images, many_files
 from bench.far import bench_crowd, bench_far, bench_far_import, bench_gets, bench_scale, bench_ssd
-from bench.harness import Product, Run, cpu_of, drop_caches, paired, read_through, scratch, seconds, timed, walk
+from bench.harness import Product, Run, cpu_of, drop_caches, import_torch, paired, read_through, scratch, seconds, timed, walk
 from bench.ranged_get import bench_ranged_get
 
 GB = 1e9
@@ -114,11 +114,11 @@ def bench_import(run: Run) -> None:
         _unpack(image.layout, image.tag, tmp / "ext4")
         product.run("convert", f"oci-archive:{image.archive}", "torch:1")
         with product.daemon(), product.mount("torch:1") as point, _squashfuse(tmp / "ext4", tmp) as in_c:
-            first = _import_torch(point)
+            first = import_torch(point)
             roots = (point, tmp / "ext4", in_c)
             for root in roots[1:]:
-                _import_torch(root)
-            rounds = [[_import_torch(root) for root in roots] for _ in range(max(run.runs, 9))]
+                import_torch(root)
+            rounds = [[import_torch(root) for root in roots] for _ in range(max(run.runs, 9))]
             mine, theirs, c = (statistics.median(times) for times in zip(*rounds, strict=True))
             run.add("first import torch", first, "s")
             run.add("second import torch", mine, "s")
@@ -139,11 +139,6 @@ def _squashfuse(tree: Path, tmp: Path) -> Iterator[Path]:
         yield point
     finally:
         timed("umount", point)
-
-
-def _import_torch(root: Path) -> float:
-    script = f"mount --rbind /dev {root}/dev && exec chroot {root} python3 -B -c 'import torch'"
-    return timed("unshare", "--mount", "sh", "-c", script).wall
 
 
 def bench_read(run: Run) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bench import constant_fs, images
-from bench.harness import Product, Run, cpu_of, drop_caches, read_through, scratch, seconds, timed
+from bench.harness import Product, Run, cpu_of, drop_caches, import_torch, read_through, scratch, seconds, timed
 from imagefs.cache.disk_index import DiskIndex, Figures, Row
 from imagefs.cache.disk_place import CachePlace
 from imagefs.digest import digest_of
@@ -119,15 +119,15 @@ def bench_far_import(run: Run) -> None:
         link.set(bandwidth=BANDWIDTH, delay=DELAY)
         FarProduct(tmp, server, server.endpoint, "converter").run("convert", f"oci-archive:{image.archive}", "torch:1")
         timed("umoci", "raw", "unpack", "--image", f"{image.layout}:{image.tag}", tmp / "ext4")
-        _import(tmp / "ext4")
-        native = statistics.median(_import(tmp / "ext4") for _ in range(run.runs))
+        import_torch(tmp / "ext4")
+        native = statistics.median(import_torch(tmp / "ext4") for _ in range(run.runs))
         times, moved, ratios = [], [], []
         gets = 0
         for number in range(run.runs):
             host = FarProduct(tmp, server, link.url, f"host{number}")
             with host.daemon(), host.mount("torch:1") as point:
                 link.forget()
-                times.append(_import(point))
+                times.append(import_torch(point))
                 moved.append(sum(request.sent for request in link.requests()))
                 gets = len(link.requests())
                 ratios.append(times[-1] / max(native, moved[-1] / BANDWIDTH))
@@ -135,11 +135,6 @@ def bench_far_import(run: Run) -> None:
         run.add("cold import torch over the link", statistics.median(times), "s", note=f"{gets} GETs")
         run.add("moved", statistics.median(moved) / 1e6, "MB", note=f"{statistics.median(moved) / BANDWIDTH:.2f} s of the link")
         run.add("cold import / max(native, moved / link)", statistics.median(ratios), "x", 2.5)
-
-
-def _import(root: Path) -> float:
-    script = f"mount --rbind /dev {root}/dev && exec chroot {root} python3 -B -c 'import torch'"
-    return timed("unshare", "--mount", "sh", "-c", script).wall
 
 
 def bench_ssd(run: Run) -> None:

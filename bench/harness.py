@@ -207,3 +207,9 @@ def cpu_of(product: Product) -> float:
     pid = product.run("daemon", "status")["worker_pid"]
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def import_torch(root: Path) -> float:
+    """Seconds of ``import torch`` in a chroot in ``root``, with the host's ``/dev``: torch reads ``/dev/urandom``."""
+    script = f"mount --rbind /dev {root}/dev && exec chroot {root} python3 -B -c 'import torch'"
+    return timed("unshare", "--mount", "sh", "-c", script).wall

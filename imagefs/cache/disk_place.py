@@ -71,9 +71,7 @@ class CachePlace:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
-            raise AccessError(
-                f"cannot use the cache directory {self.root}: {error.strerror}", hint="check --cache and IMAGEFS_CACHE"
-            ) from error
+            raise _unusable(self.root, error) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -102,11 +100,7 @@ class CachePlace:
         try:
             path.write_bytes(msgspec.json.encode({"format": CACHE_FORMAT}) + b"\n")
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise StoreFullError(
-                    f"the cache directory {self.root} has no room", hint="free some space, or use another --cache"
-                ) from error
-            raise AccessError(f"cannot use the cache directory {self.root}: {error.strerror}", hint="check --cache") from error
+            raise _unusable(self.root, error) from error
 
     def _put_aside(self) -> None:
         aside = self.root / ASIDE

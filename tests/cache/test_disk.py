@@ -18,7 +18,7 @@ from imagefs.cache.disk_open import OpenedTier
 from imagefs.cache.disk_place import ASIDE, MARKER, CachePlace
 from imagefs.cache.eviction import Evictor
 from imagefs.digest import digest_of
-from imagefs.errors import AccessError, DaemonError, ImageFSError, StoreError, UsageError
+from imagefs.errors import AccessError, DaemonError, ImageFSError, StoreError, StoreFullError, UsageError
 
 MIB = 1 << 20
 
@@ -458,6 +458,16 @@ def test_a_cache_that_others_may_write_is_refused(tmp_path: Path) -> None:
     root.chmod(0o777)
     with pytest.raises(AccessError, match="written by others"):
         CachePlace(root)
+
+
+@pytest.mark.parametrize("call", ["open", "write_bytes"])
+def test_a_full_disk_is_told_from_one_that_must_not_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os if call == "open" else Path, call, full)
+    with pytest.raises(StoreFullError):
+        CachePlace(tmp_path / "c")
 
 
 def test_a_cache_of_another_format_is_set_aside(tmp_path: Path) -> None:
