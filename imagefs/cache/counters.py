@@ -14,6 +14,7 @@ class ReadCounters:
     ``ram_bytes``, ``ssd_bytes`` and ``fetched_bytes`` are bytes answered to readers: found in RAM, after a wait for the disk alone, or
     after one for the store; ``tree_bytes`` came out of the tree. ``verify_failures`` counts frames that could not be read or
     did not have their digest, in whichever tier they were found.
+    ``prefetch_bytes`` is what came from the store before a reader waited for it, ``prefetch_used_bytes`` what of that was read.
     """
 
     ram_bytes: int = 0
@@ -22,3 +23,5 @@ class ReadCounters:
     tree_bytes: int = 0
     verify_failures: int = 0
     frames_fetched: int = 0
+    prefetch_bytes: int = 0
+    prefetch_used_bytes: int = 0

@@ -15,25 +15,24 @@ does not live here: which GETs (``planner``), how far ahead (``readahead``), how
 (``decode``), eviction (``ram``), files (``disk``).
 """
 
+import contextlib
 import os
-import threading
 import time
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import trio
-import zstandard
-from blake3 import blake3
 
 from imagefs.cache.counters import ReadCounters
-from imagefs.cache.decode import decode_into
 from imagefs.cache.disk import DiskTier, Place
 from imagefs.cache.disk_files import OpenFile
-from imagefs.cache.layout import COUNT_MAX, ObjectRecord, Part, parts_of
+from imagefs.cache.layout import COUNT_MAX, ObjectRecord, Part, frame_part, parts_of
 from imagefs.cache.link import Link, Ticket
-from imagefs.cache.planner import Run, plan_runs
-from imagefs.cache.ram import IN_FLIGHT, MISSING, READY, RamCache
+from imagefs.cache.neighbours import Reach
+from imagefs.cache.pieces import FIRST, REST, Decoder, Failures, Frames, Tag, chunked, key_of, mark, read_pieces
+from imagefs.cache.planner import GET_MAX, Run, plan_runs
+from imagefs.cache.ram import IN_FLIGHT, MISSING, READY, RamCache, Slab
 from imagefs.digest import Buffer
 from imagefs.errors import DeadlineError, ImageFSError, IntegrityError, StoreError
 from imagefs.format.objectmap import FrameRow
@@ -43,24 +42,17 @@ BAD_SECONDS: Final = 2.0
 """How long a frame that could not be had is refused without asking again."""
 
 _BAD_MAX: Final = 4096
-_CHUNK: Final = 1024 * 1024
-"""Bytes of content that a thread reads from SSD at once, and that are decoded first of a GET: a reader should not wait for more."""
+_ALONG_GET: Final = 1024 * 1024
+"""Bytes that a GET of what is fetched along moves, at most: the nearest should be there first."""
 
-_REST: Final = 4 * 1024 * 1024
-"""Bytes of content that a thread decodes at once after that: each hand-over costs as much as decoding a fifth of a megabyte."""
+_ALONG_MAX: Final = 32 * 1024 * 1024
+"""Bytes as stored that are on their way because they were fetched along, at most."""
 
 _DISK_THREADS: Final = 8
 
 NOWHERE: Final = 0
 SSD: Final = 1
 STORE: Final = 2
-
-Tag = tuple[Part, int]
-"""A piece of a part's slab."""
-
-Frames = list[tuple[Tag, FrameRow]]
-Failures = list[tuple[Tag, FrameRow, ImageFSError]]
-"""Pieces that could not be had, and why."""
 
 
 class FetchLog(Protocol):
@@ -106,7 +98,9 @@ class Fetcher:
         self._clock = clock
         self._reads = trio.CapacityLimiter(_DISK_THREADS)
         self._decodes = trio.CapacityLimiter(max(2, os.cpu_count() or 1))
-        self._local = threading.local()
+        self._decoder = Decoder()
+        self._reach = Reach()
+        self._along = 0
         self._bad: dict[bytes, tuple[float, ImageFSError]] = {}
         # Pieces that are on their way from the store: whoever comes to wait for one promotes its GET.
         self._tickets: dict[tuple[Hashable, int], Ticket] = {}
@@ -122,10 +116,9 @@ class Fetcher:
         start, stop = offset - base, end - base
         if stop > slab.bounds[-1]:
             return None
-        if slab.missing:
-            state = slab.state
+        if slab.missing or slab.unread:
             first, last = slab.pieces(start, stop)
-            if state.count(READY, first, last) != last - first:
+            if slab.state.count(READY, first, last) != last - first and not self._shows(record, slab, first, last):
                 return None
         self._ram.touch(slab)
         if end < record.size:
@@ -173,7 +166,7 @@ class Fetcher:
             return "ram"
         if slab is not None:
             first, last = slab.pieces(part.start, part.stop)
-            if slab.state.count(READY, first, last) == last - first:
+            if slab.has(first, last):
                 return "ram"
         if self._disk is not None and self._disk.covers(part.name, part.base + part.start, part.base + part.stop):
             return "ssd"
@@ -202,9 +195,10 @@ class Fetcher:
                 raise slab.dropped
             first, last = slab.pieces(part.start, part.stop)
             state = slab.state
-            if state.count(READY, first, last) == last - first:
+            if slab.has(first, last):
                 if demand:
                     # What is read ahead is not used by that.
+                    self._shows(part.record, slab, first, last)
                     self._ram.touch(slab)
                 continue
             source = max(source, SSD)
@@ -226,7 +220,19 @@ class Fetcher:
         if wanted:
             source = STORE
             self._fetch_all(wanted, demand=demand)
+            if demand:
+                self._fetch_along(wanted)
         return source
+
+    def _shows(self, record: ObjectRecord, slab: Slab, first: int, last: int) -> bool:
+        """Say whether pieces are there, and if so, note that they are read."""
+        if not slab.has(first, last):
+            return False
+        if slab.unread and (fresh := slab.read(first, last)):
+            count = sum(slab.bounds[piece + 1] - slab.bounds[piece] for piece in fresh)
+            self._counters.prefetch_used_bytes += count
+            record.lookup.neighbours.used(count)
+        return True
 
     def _is_on_disk(self, part: Part, piece: int) -> bool:
         bounds = part.slab.bounds  # type: ignore[union-attr] # asked for pieces of a slab only
@@ -253,17 +259,105 @@ class Fetcher:
         if file is None:
             self._fetch_all(frames, demand=True)
             return
-        _mark(frames)
-        for chunk in _chunks(frames, _CHUNK):
+        mark(frames)
+        for chunk in chunked(frames, FIRST):
             self._nursery.start_soon(self._load_chunk, part, file, chunk)
 
     def _fetch_all(self, wanted: Frames, *, demand: bool) -> None:
-        _mark(wanted)
-        for run in plan_runs(wanted):
-            ticket = Ticket(demand=demand)
-            for (part, piece), _ in run.frames:
-                self._tickets[_key(part, piece)] = ticket
+        for run, ticket in self._plan(wanted, demand=demand):
             self._nursery.start_soon(self._fetch, run, ticket)
+
+    def _plan(self, wanted: Frames, *, demand: bool, limit: int = GET_MAX) -> list[tuple[Run[Tag], Ticket]]:
+        mark(wanted)
+        planned = [(run, Ticket(demand=demand)) for run in plan_runs(wanted, limit=limit)]
+        for run, ticket in planned:
+            for (part, piece), _ in run.frames:
+                self._tickets[key_of(part, piece)] = ticket
+        return planned
+
+    # -- what lies near a miss ------------------------------------------------------------------------------------------------------
+
+    def _fetch_along(self, missed: Frames) -> None:
+        """Start fetching what lies around frames that a reader misses, which are of one object."""
+        latency = self._link.latency()
+        reach = self._reach.around(latency)
+        part, piece = missed[0][0]
+        near = part.record.lookup.neighbours
+        near.missed(sum(frame.length for _, frame in missed))
+        if not near.is_built:
+            self._nursery.start_soon(self._learn, part.record)
+            return
+        if latency is None or not reach or near.credit <= 0 or self._along >= _ALONG_MAX:
+            return
+        try:
+            number = part.frames[piece]
+            wanted = self._lacking(self._around_in_object(missed, reach // 2)) if near.is_large(number) else []
+            left = reach - sum(frame.stored for _, frame in wanted) // 2
+            if left > 0:
+                wanted += self._lacking(self._around_in_packs(part.record, number, left))
+        except ImageFSError:
+            # Whoever wants these bytes will be told.
+            return
+        if wanted:
+            near.spend(sum(frame.length for _, frame in wanted))
+            self._nursery.start_soon(self._bring_along, self._plan(wanted, demand=False, limit=_ALONG_GET), latency)
+
+    async def _learn(self, record: ObjectRecord) -> None:
+        with contextlib.suppress(ImageFSError):
+            await trio.to_thread.run_sync(record.lookup.neighbours.build)
+
+    def _around_in_object(self, missed: Frames, reach: int) -> list[Part]:
+        """Return what lies around pieces of a large object: more of it, as much on either side, what follows first."""
+        places = [(part.base + part.slab.bounds[piece], frame) for (part, piece), frame in missed if part.slab is not None]
+        start = min(place for place, _ in places)
+        end = max(place + frame.length for place, frame in places)
+        record = missed[0][0][0].record
+        # The reach counts bytes as they are stored.
+        count = reach * sum(frame.length for _, frame in missed) // sum(frame.stored for _, frame in missed)
+        after = parts_of(record, end, min(record.size, end + count), self._ram)
+        return after + parts_of(record, max(0, start - count), start, self._ram)[::-1]
+
+    def _around_in_packs(self, record: ObjectRecord, number: int, reach: int) -> list[Part]:
+        """Return what lies around frame ``number`` in the packs."""
+        parts = []
+        lookup = record.lookup
+        for _, frame, row in lookup.neighbours.around(number, reach):
+            if row is None:
+                parts.append(frame_part(lookup, frame, self._ram))
+            else:
+                parts += parts_of(ObjectRecord(lookup, row), 0, row.size, self._ram)
+        return parts
+
+    def _lacking(self, parts: Iterable[Part]) -> Frames:
+        """Return what of these parts neither RAM nor SSD has, and nothing is bringing."""
+        wanted: Frames = []
+        now = self._clock()
+        for part in parts:
+            slab = part.slab
+            if slab is None or slab.dropped is not None:
+                continue
+            count = len(wanted)
+            for piece in range(*slab.pieces(part.start, part.stop)):
+                if slab.state[piece] == MISSING and not self._is_on_disk(part, piece):
+                    frame = part.frame(piece)
+                    if self._is_good(frame, now, demand=False):
+                        wanted.append(((part, piece), frame))
+            if len(wanted) == count and not (slab.landed or slab.in_flight):
+                # It was made to be looked at.
+                self._ram.drop(slab)
+        return wanted
+
+    async def _bring_along(self, planned: list[tuple[Run[Tag], Ticket]], latency: float) -> None:
+        moved = sum(run.end - run.start for run, _ in planned)
+        began = trio.current_time()
+        self._along += moved
+        try:
+            async with trio.open_nursery() as nursery:
+                for run, ticket in planned:
+                    nursery.start_soon(self._fetch, run, ticket)
+        finally:
+            self._along -= moved
+        self._reach.took(trio.current_time() - began, latency, moved)
 
     # -- from SSD -------------------------------------------------------------------------------------------------------------------
 
@@ -274,7 +368,7 @@ class Fetcher:
         assert slab is not None
         with trio.move_on_after(self._deadline) as scope:
             try:
-                failed = await trio.to_thread.run_sync(_read_pieces, part, file, frames, abandon_on_cancel=True, limiter=self._reads)
+                failed = await trio.to_thread.run_sync(read_pieces, part, file, frames, abandon_on_cancel=True, limiter=self._reads)
             except Exception as error:  # noqa: BLE001 # a bug must neither end the daemon nor leave readers waiting
                 self._log.error("disk_read_failed", object=part.name.hex(), tier="ssd", error=str(error))
         if scope.cancelled_caught:
@@ -310,7 +404,7 @@ class Fetcher:
         except Exception as found:  # noqa: BLE001 # a bug must neither end the daemon nor leave readers waiting
             error = StoreError(f"unexpected {type(found).__name__} while fetching: {found}")
         # Only what is still this GET's: another may be bringing a piece that this one has failed to.
-        mine = [(tag, frame, error) for tag, frame in run.frames if self._tickets.get(_key(*tag)) is ticket]
+        mine = [(tag, frame, error) for tag, frame in run.frames if self._tickets.get(key_of(*tag)) is ticket]
         # What nobody waited for may well be had by who does: that its turn did not come says nothing of the frame.
         self._fail(mine, remember=ticket.demand)
 
@@ -325,13 +419,13 @@ class Fetcher:
             return
         # Decoding takes longer than getting: what came in one GET is decoded in several threads, what is waited for first.
         async with trio.open_nursery() as nursery:
-            for chunk in _chunks(run.frames, _REST):
+            for chunk in chunked(run.frames, REST):
                 nursery.start_soon(self._decode_chunk, _Got(key, data, run.start, until), chunk)
 
     async def _decode_chunk(self, got: "_Got", frames: Frames) -> None:
         failed = await self._decode_in_thread(got.data, got.start, frames)
-        lost = {_key(*tag) for tag, _, _ in failed}
-        self._settle([item for item in frames if _key(*item[0]) not in lost], store=True)
+        lost = {key_of(*tag) for tag, _, _ in failed}
+        self._settle([item for item in frames if key_of(*item[0]) not in lost], store=True)
         if failed:
             self._counters.verify_failures += len(failed)
             # Once more: the bytes may have been damaged on the way.
@@ -356,7 +450,7 @@ class Fetcher:
 
     async def _decode_in_thread(self, data: memoryview, start: int, frames: Frames) -> Failures:
         # Never left to itself, as it writes to slabs: it takes milliseconds and waits for nothing.
-        return await trio.to_thread.run_sync(self._decode, data, start, frames, limiter=self._decodes)
+        return await trio.to_thread.run_sync(self._decoder.decode, data, start, frames, limiter=self._decodes)
 
     # -- what came of it ------------------------------------------------------------------------------------------------------------
 
@@ -366,11 +460,13 @@ class Fetcher:
             slab = part.slab
             if slab is None or slab.state[piece] != IN_FLIGHT:
                 continue
-            self._tickets.pop((slab.key, piece), None)
+            ticket = self._tickets.pop((slab.key, piece), None)
             slab.in_flight -= 1
-            count = slab.set_ready(piece)
+            ahead = ticket is not None and not ticket.demand
+            count = slab.set_ready(piece, ahead=ahead)
             if store:
                 self._counters.frames_fetched += 1
+                self._counters.prefetch_bytes += count if ahead else 0
                 slab.on_disk = self._land(part, piece) and (slab.on_disk or slab.landed == count)
             self._ram.landed(slab, count)
             slab.lot.unpark_all()
@@ -413,72 +509,3 @@ class Fetcher:
             tier="store",
             error=error.message,
         )
-
-    # -- for the threads ------------------------------------------------------------------------------------------------------------
-
-    def _decode(self, data: memoryview, start: int, frames: Frames) -> Failures:
-        """Decode frames that lie in ``data``, which begins at byte ``start`` of the pack, into their slabs; return those that failed."""
-        failed: Failures = []
-        decompressor = self._decompressor()
-        for tag, frame in frames:
-            at = frame.offset - start
-            try:
-                decode_into(_target(tag), data[at : at + frame.stored], frame, decompressor)
-            except ImageFSError as error:
-                failed.append((tag, frame, error))
-        return failed
-
-    def _decompressor(self) -> zstandard.ZstdDecompressor:
-        """Return the calling thread's own zstd context."""
-        found: zstandard.ZstdDecompressor | None = getattr(self._local, "decompressor", None)
-        if found is None:
-            found = self._local.decompressor = zstandard.ZstdDecompressor()
-        return found
-
-
-def _read_pieces(part: Part, file: OpenFile, frames: Frames) -> Frames:
-    """Read pieces of one slab from its file and verify them; return those that are not there as they should be. Runs in a thread."""
-    failed: Frames = []
-    for tag, frame in frames:
-        target = _target(tag)
-        start = part.base + part.slab.bounds[tag[1]]  # type: ignore[union-attr] # its pieces are asked for
-        try:
-            sound = file.read_into(target, start) and blake3(target).digest() == frame.digest
-        except OSError:
-            sound = False
-        if not sound:
-            failed.append((tag, frame))
-    return failed
-
-
-def _target(tag: Tag) -> memoryview:
-    part, piece = tag
-    slab = part.slab
-    assert slab is not None
-    return slab.view[slab.bounds[piece] : slab.bounds[piece + 1]]
-
-
-def _key(part: Part, piece: int) -> tuple[Hashable, int]:
-    return (part.slab.key if part.slab is not None else None, piece)
-
-
-def _mark(frames: Frames) -> None:
-    for (part, piece), _ in frames:
-        slab = part.slab
-        if slab is not None and slab.state[piece] == MISSING:
-            slab.state[piece] = IN_FLIGHT
-            slab.in_flight += 1
-
-
-def _chunks(frames: Frames, rest: int) -> list[Frames]:
-    """Split frames, in their order, into a run of about ``_CHUNK`` bytes of content and others of about ``rest``."""
-    chunks: list[Frames] = []
-    size, full = 0, 0
-    for item in frames:
-        if size >= full:
-            full = rest if chunks else _CHUNK
-            chunks.append([])
-            size = 0
-        chunks[-1].append(item)
-        size += item[1].length
-    return chunks

@@ -10,6 +10,7 @@ taken from one class.
 
 import math
 from collections import deque
+from collections.abc import Iterable
 from typing import Final
 
 KEPT: Final = 64
@@ -17,6 +18,8 @@ ENOUGH: Final = 8
 
 _SMALLEST: Final = 64 * 1024
 _CLASSES: Final = 6  # the last one: more than 16 MiB
+_SMALL: Final = 2  # classes whose GETs take little longer than their first byte
+_FEW: Final = 2
 _WINDOW: Final = 10.0
 _ARRIVALS: Final = 1024
 
@@ -58,6 +61,11 @@ class Figures:
                 return _quantile(times, share) * scale
         return None
 
+    def latency(self) -> float | None:
+        """Return the seconds that the quick ones of the small GETs take; None while few are known."""
+        times = [seconds for times in self._times[:_SMALL] for seconds in times]
+        return _quantile(times, 0.25) if len(times) >= _FEW else None
+
     def bytes_per_second(self, now: float) -> float:
         """Return how much arrived, over the last seconds."""
         while self._arrived and now - self._arrived[0][0] > _WINDOW:
@@ -91,6 +99,6 @@ def _bound(index: int) -> int:
     return _SMALLEST << 2 * index
 
 
-def _quantile(times: deque[float], share: float) -> float:
+def _quantile(times: Iterable[float], share: float) -> float:
     ordered = sorted(times)
     return ordered[min(len(ordered) - 1, math.ceil(share * len(ordered)) - 1)]

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from imagefs.cache.disk_files import FRAME, OBJECT
+from imagefs.cache.neighbours import Neighbours
 from imagefs.cache.ram import RamCache, Slab
 from imagefs.cache.readahead import Readahead
 from imagefs.digest import DIGEST_SIZE, digest_of
@@ -44,6 +45,10 @@ class Lookup(Protocol):
     @property
     def objects(self) -> ObjectMap:
         """The object map."""
+
+    @property
+    def neighbours(self) -> Neighbours:
+        """What lies near what in it."""
 
 
 class ObjectRecord:
@@ -152,6 +157,20 @@ def parts_of(record: ObjectRecord, offset: int, end: int, ram: RamCache, *, crea
             parts.extend(_extent_parts(record, extents, position, stop, ram, create=create))
         position = stop
     return parts
+
+
+def frame_part(lookup: Lookup, number: int, ram: RamCache) -> Part:
+    """Return the part that is frame ``number``, of small objects. Its slab is made if it is not there."""
+    row = lookup.objects.frame(number)
+    slab = ram.get(row.digest)
+    if slab is None:
+        slab = Slab(row.digest, (0, row.length))
+        ram.add(slab)
+    # A frame that is all of an object has its digest.
+    found = lookup.objects.find(row.digest)
+    kind = FRAME if found is None or found.size != row.length else OBJECT
+    record = ObjectRecord(lookup, found or ObjectRow(row.digest, row.length, 0, 0))
+    return Part(slab, 0, row.length, record, (number,), name=row.digest, kind=kind, size=row.length)
 
 
 def _is_window(record: ObjectRecord, extents: list[Extent], base: int) -> bool:

@@ -109,6 +109,10 @@ class Link:
         last = f", last: {wanted.error.message}" if wanted.error else ""
         raise DeadlineError(f"the store did not answer within {max(0.0, wanted.until - now):g} s{last}") from wanted.error
 
+    def latency(self) -> float | None:
+        """Return the seconds that small GETs take; None while that is not known."""
+        return self._control.figures.latency()
+
     def state(self) -> dict[str, object]:
         """Return what the link does now: for ``status`` and ``doctor``. Keys that end in ``_s`` are seconds, in ``_ms`` milliseconds."""
         return self._control.as_dict(self._clock())

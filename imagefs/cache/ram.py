@@ -36,6 +36,8 @@ from imagefs.errors import ImageFSError
 MISSING: Final = 0
 IN_FLIGHT: Final = 1
 READY: Final = 2
+AHEAD: Final = 3
+"""Like ``READY``, and nobody has read it yet: it was fetched before anybody asked for it."""
 
 _MMAP_FROM: Final = 64 * 1024
 
@@ -54,11 +56,27 @@ class Slab:
     """One buffer and the state of each of its pieces.
 
     Piece ``i`` is bytes ``bounds[i]`` to ``bounds[i + 1]`` of ``view``. Readers that wait for one park in ``lot`` and look again when
-    woken. ``on_disk`` says that every piece that is ``READY`` is on SSD too; who fills the slab sets and clears it. ``due``, ``hits``
-    and ``main`` belong to :class:`RamCache`.
+    woken. ``missing`` counts the pieces that are neither ``READY`` nor ``AHEAD``, ``unread`` those that are ``AHEAD``. ``on_disk`` says
+    that every piece that is there is on SSD too; who fills the slab sets and clears it. ``due``, ``hits`` and ``main`` belong to
+    :class:`RamCache`.
     """
 
-    __slots__ = ("bounds", "dropped", "due", "hits", "in_flight", "key", "landed", "lot", "main", "missing", "on_disk", "state", "view")
+    __slots__ = (
+        "bounds",
+        "dropped",
+        "due",
+        "hits",
+        "in_flight",
+        "key",
+        "landed",
+        "lot",
+        "main",
+        "missing",
+        "on_disk",
+        "state",
+        "unread",
+        "view",
+    )
 
     def __init__(self, key: Hashable, bounds: Sequence[int]) -> None:
         """``bounds`` are the pieces' limits in bytes, from 0 to the size of the slab."""
@@ -71,6 +89,7 @@ class Slab:
         self.view = memoryview(mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) if size >= _MMAP_FROM else bytearray(size))
         self.state = bytearray(len(bounds) - 1)
         self.missing = len(bounds) - 1
+        self.unread = 0
         self.in_flight = 0
         self.landed = 0
         self.lot = trio.lowlevel.ParkingLot()
@@ -90,9 +109,24 @@ class Slab:
         if isinstance(memory, mmap.mmap):
             memory.madvise(mmap.MADV_HUGEPAGE)
 
-    def set_ready(self, piece: int) -> int:
-        """Show a piece to readers; return its size in bytes."""
-        self.state[piece] = READY
+    def has(self, first: int, last: int) -> bool:
+        """Say whether all pieces from ``first`` to ``last`` (exclusive) are there."""
+        state = self.state
+        ready = state.count(READY, first, last)
+        return ready == last - first or ready + state.count(AHEAD, first, last) == last - first
+
+    def read(self, first: int, last: int) -> list[int]:
+        """Note that pieces from ``first`` to ``last`` (exclusive), which are there, were read; return those that were not before."""
+        fresh = [piece for piece in range(first, last) if self.state[piece] == AHEAD]
+        for piece in fresh:
+            self.state[piece] = READY
+        self.unread -= len(fresh)
+        return fresh
+
+    def set_ready(self, piece: int, *, ahead: bool = False) -> int:
+        """Show a piece to readers; return its size in bytes. ``ahead``: no reader waits for it."""
+        self.state[piece] = AHEAD if ahead else READY
+        self.unread += ahead
         self.missing -= 1
         size = self.bounds[piece + 1] - self.bounds[piece]
         self.landed += size

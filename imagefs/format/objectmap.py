@@ -303,6 +303,23 @@ class ObjectMap:
             raise IntegrityError(f"object map: the frames of pack {index} lie outside")
         return row
 
+    def owners(self) -> "array[int]":
+        """Return for each frame the number of an object with several extents that has it, plus 1; 0 if there is none.
+
+        Reads the rows of all objects. ``IntegrityError``.
+        """
+        owners = array("I", bytes(4 * self.frame_count))
+        extents = memoryview(self._buffer)[self._extents_at : self._frames_at]
+        objects = memoryview(self._buffer)[self._objects_at : self._extents_at]
+        for number, (_, _, first, count) in enumerate(_OBJECT.iter_unpack(objects), 1):
+            if count > 1:
+                for _, _, frame, _ in _EXTENT.iter_unpack(extents[first * EXTENT_SIZE : (first + count) * EXTENT_SIZE]):
+                    if frame < self.frame_count:
+                        owners[frame] = number
+                    elif frame != HOLE:
+                        raise IntegrityError(f"object map: no frame {frame}")
+        return owners
+
     def validate(self) -> None:
         """Check every row against every other: order, bounds, coverage. Reads the whole map; ``IntegrityError`` for what does not fit."""
         self._validate_packs()

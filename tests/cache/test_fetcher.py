@@ -13,6 +13,7 @@ from imagefs.cache.counters import ReadCounters
 from imagefs.cache.fetcher import BAD_SECONDS, Fetcher
 from imagefs.cache.layout import WINDOW, ObjectRecord
 from imagefs.cache.link import Link, LinkCounters
+from imagefs.cache.neighbours import Neighbours
 from imagefs.cache.ram import RamCache
 from imagefs.digest import digest_of
 from imagefs.errors import DeadlineError, ImageFSError, IntegrityError, NotFoundError
@@ -28,6 +29,9 @@ class Lookup:
 
     objects: ObjectMap
     name: str = "0" * 64
+
+    def __post_init__(self) -> None:
+        self.neighbours = Neighbours(self.objects)
 
 
 @dataclass

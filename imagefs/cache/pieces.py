@@ -1,0 +1,108 @@
+"""Pieces of slabs, and what threads do with them: read them from SSD or decode them out of a GET, in place, and verify them.
+
+Invariant: what a thread here does not return as failed holds verified bytes. The threads write to pieces that are ``IN_FLIGHT`` and touch
+nothing else: what becomes of a piece is decided on the trio thread (``imagefs.cache.fetcher``).
+"""
+
+import threading
+from collections.abc import Hashable
+from typing import Final
+
+import zstandard
+from blake3 import blake3
+
+from imagefs.cache.decode import decode_into
+from imagefs.cache.disk_files import OpenFile
+from imagefs.cache.layout import Part
+from imagefs.cache.ram import IN_FLIGHT, MISSING
+from imagefs.errors import ImageFSError
+from imagefs.format.objectmap import FrameRow
+
+FIRST: Final = 1024 * 1024
+"""Bytes of content that a thread reads from SSD at once, and that are decoded first of a GET: a reader should not wait for more."""
+
+REST: Final = 4 * 1024 * 1024
+"""Bytes of content that a thread decodes at once after that: each hand-over costs as much as decoding a fifth of a megabyte."""
+
+Tag = tuple[Part, int]
+"""A piece of a part's slab."""
+
+Frames = list[tuple[Tag, FrameRow]]
+Failures = list[tuple[Tag, FrameRow, ImageFSError]]
+"""Pieces that could not be had, and why."""
+
+
+def key_of(part: Part, piece: int) -> tuple[Hashable, int]:
+    """Return what names a piece, whichever part it was asked for through."""
+    return (part.slab.key if part.slab is not None else None, piece)
+
+
+def mark(frames: Frames) -> None:
+    """Say that pieces are on their way."""
+    for (part, piece), _ in frames:
+        slab = part.slab
+        if slab is not None and slab.state[piece] == MISSING:
+            slab.state[piece] = IN_FLIGHT
+            slab.in_flight += 1
+
+
+def chunked(frames: Frames, rest: int) -> list[Frames]:
+    """Split frames, in their order, into a run of about ``FIRST`` bytes of content and others of about ``rest``."""
+    chunks: list[Frames] = []
+    size, full = 0, 0
+    for item in frames:
+        if size >= full:
+            full = rest if chunks else FIRST
+            chunks.append([])
+            size = 0
+        chunks[-1].append(item)
+        size += item[1].length
+    return chunks
+
+
+def read_pieces(part: Part, file: OpenFile, frames: Frames) -> Frames:
+    """Read pieces of one slab from its file; return those that are not there as they should be."""
+    failed: Frames = []
+    for tag, frame in frames:
+        target = _target(tag)
+        start = part.base + part.slab.bounds[tag[1]]  # type: ignore[union-attr] # its pieces are asked for
+        try:
+            sound = file.read_into(target, start) and blake3(target).digest() == frame.digest
+        except OSError:
+            sound = False
+        if not sound:
+            failed.append((tag, frame))
+    return failed
+
+
+class Decoder:
+    """Decodes frames, with a zstd context a thread."""
+
+    def __init__(self) -> None:
+        """Any number of threads may use it at once."""
+        self._local = threading.local()
+
+    def decode(self, data: memoryview, start: int, frames: Frames) -> Failures:
+        """Decode frames that lie in ``data``, which begins at byte ``start`` of the pack, into their pieces; return those that failed."""
+        failed: Failures = []
+        decompressor = self._decompressor()
+        for tag, frame in frames:
+            at = frame.offset - start
+            try:
+                decode_into(_target(tag), data[at : at + frame.stored], frame, decompressor)
+            except ImageFSError as error:
+                failed.append((tag, frame, error))
+        return failed
+
+    def _decompressor(self) -> zstandard.ZstdDecompressor:
+        found: zstandard.ZstdDecompressor | None = getattr(self._local, "decompressor", None)
+        if found is None:
+            found = self._local.decompressor = zstandard.ZstdDecompressor()
+        return found
+
+
+def _target(tag: Tag) -> memoryview:
+    part, piece = tag
+    slab = part.slab
+    assert slab is not None
+    return slab.view[slab.bounds[piece] : slab.bounds[piece + 1]]
