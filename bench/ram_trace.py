@@ -22,7 +22,8 @@ from typing import Protocol
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from imagefs.cache.ram import RamCache, Slab
+from imagefs.cache.ram import RamCache
+from imagefs.cache.slab import Slab
 
 KIB = 1024
 FRAME = 256 * KIB

@@ -49,6 +49,10 @@ _NOW: Final = float("-inf")
 _T = TypeVar("_T")
 
 
+def _nothing() -> None:
+    """For whoever need not know."""
+
+
 class DiskLog(Protocol):
     """``structlog``'s bound logger, as far as it is needed."""
 
@@ -88,6 +92,7 @@ class _Waiting:
 
     place: Place
     pieces: list[Piece] = field(default_factory=list)
+    written: list[Callable[[], None]] = field(default_factory=list)
 
 
 class DiskTier:
@@ -151,8 +156,8 @@ class DiskTier:
             self.disable()
             return None
 
-    def land(self, place: Place, offset: int, data: Buffer) -> bool:
-        """Keep bytes of a file, if there is room in the queue; False if they are not kept."""
+    def land(self, place: Place, offset: int, data: Buffer, written: Callable[[], None] = _nothing) -> bool:
+        """Keep bytes of a file, if there is room in the queue; False if they are not kept. ``written`` is called when they are there."""
         if self._queued + len(data) > QUEUE_MAX or self._wall() < self._off_until:
             self.counters.not_landed_bytes += len(data)
             return False
@@ -160,6 +165,7 @@ class DiskTier:
         if waiting is None:
             waiting = self._queue[place.name] = _Waiting(place)
         waiting.pieces.append(Piece(offset, data))
+        waiting.written.append(written)
         self._queued += len(data)
         self._wake.set()
         return True
@@ -244,6 +250,7 @@ class DiskTier:
     async def _write(self) -> None:
         """Write one batch."""
         batch: list[tuple[Entry, list[Piece]]] = []
+        written: list[list[Callable[[], None]]] = []
         size = 0
         while self._queue and size < _BATCH:
             _, waiting = self._queue.popitem(last=False)
@@ -258,11 +265,12 @@ class DiskTier:
             if pieces:
                 entry.busy = True
                 batch.append((entry, pieces))
+                written.append(waiting.written)
                 size += count
         if not batch:
             return
-        written = await self._in_thread(self._write_batch, batch)
-        for (entry, pieces), error in zip(batch, written, strict=True):
+        outcome = await self._in_thread(self._write_batch, batch)
+        for (entry, pieces), error, callbacks in zip(batch, outcome, written, strict=True):
             entry.busy = False
             if entry.file is not None and not entry.doomed:
                 self._entries.opened(entry)
@@ -272,6 +280,8 @@ class DiskTier:
                 new = sum(entry.ranges.add(piece.offset, _end(piece)) for piece in pieces)
                 self.counters.landed_bytes += new
                 self._entries.hold(entry, new)
+                for callback in callbacks:
+                    callback()
                 if entry.ranges.covers(0, entry.size):
                     entry.busy = True
                     self._full.append(entry)

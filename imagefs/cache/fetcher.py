@@ -20,6 +20,7 @@ import os
 import time
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Protocol
 
 import trio
@@ -30,9 +31,10 @@ from imagefs.cache.disk_files import OpenFile
 from imagefs.cache.layout import COUNT_MAX, ObjectRecord, Part, frame_part, parts_of
 from imagefs.cache.link import Link, Ticket
 from imagefs.cache.neighbours import Reach
-from imagefs.cache.pieces import FIRST, REST, Decoder, Failures, Frames, Tag, chunked, key_of, mark, read_pieces
+from imagefs.cache.pieces import Decoder, Failures, Frames, Tag, chunked, key_of, mark, read_pieces, side_by_side
 from imagefs.cache.planner import GET_MAX, Run, plan_runs
-from imagefs.cache.ram import IN_FLIGHT, MISSING, READY, RamCache, Slab
+from imagefs.cache.ram import RamCache
+from imagefs.cache.slab import IN_FLIGHT, MISSING, READY, Slab
 from imagefs.digest import Buffer
 from imagefs.errors import DeadlineError, ImageFSError, IntegrityError, StoreError
 from imagefs.format.objectmap import FrameRow
@@ -70,6 +72,15 @@ class _Got:
     data: memoryview
     start: int
     until: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Load:
+    """Pieces of one slab that a thread reads from a file of the SSD tier."""
+
+    part: Part
+    file: OpenFile
+    frames: Frames
 
 
 class Fetcher:
@@ -134,10 +145,16 @@ class Fetcher:
         source = NOWHERE
         with trio.move_on_after(self._deadline) as scope:
             # All fetches start before the first is waited for, and what is waited for before what is read ahead.
-            source = self._start(parts, demand=True)
+            loads: list[_Load] = []
+            source = self._start(parts, demand=True, own=loads)
             ahead, until = record.ahead.advance(offset, end, record.size)
             if ahead < until:
                 self._read_ahead(record, ahead, until)
+            # What comes from SSD, this task brings itself: a task of its own, and its wake-up, cost as much as a tenth of a megabyte.
+            for load in loads[1:]:
+                self._nursery.start_soon(self._load_chunk, load)
+            for load in loads[:1]:
+                await self._load_chunk(load)
             for part in parts:
                 while (found := self._start((part,), demand=True)) != NOWHERE:
                     source = max(source, found)
@@ -182,8 +199,12 @@ class Fetcher:
             # Whoever wants these bytes will be told.
             return
 
-    def _start(self, parts: Iterable[Part], *, demand: bool) -> int:
-        """Start fetching what parts lack; return from where the slowest of it comes. Raises what a fetch of it has just met."""
+    def _start(self, parts: Iterable[Part], *, demand: bool, own: list[_Load] | None = None) -> int:
+        """Start fetching what parts lack; return from where the slowest of it comes. Raises what a fetch of it has just met.
+
+        With ``own``, what SSD has is appended there instead, for the caller to bring.
+        """
+        loads: list[_Load] = []
         wanted: Frames = []
         source = NOWHERE
         now = self._clock()
@@ -203,7 +224,7 @@ class Fetcher:
                 continue
             source = max(source, SSD)
             if slab.missing == len(state) == last - first:
-                slab.fill()
+                self._ram.fill(slab)
             stored: Frames = []
             for piece in range(first, last):
                 if state[piece] == MISSING:
@@ -216,7 +237,13 @@ class Fetcher:
                     source = STORE
                     if demand:
                         ticket.promote()
-            self._load(part, stored)
+            if stored:
+                loads += self._loads(part, stored, demand=demand)
+        if own is not None:
+            own += loads
+        else:
+            for load in loads:
+                self._nursery.start_soon(self._load_chunk, load)
         if wanted:
             source = STORE
             self._fetch_all(wanted, demand=demand)
@@ -251,17 +278,14 @@ class Fetcher:
             raise error
         return False
 
-    def _load(self, part: Part, frames: Frames) -> None:
-        """Start reading pieces of one slab from SSD, about a megabyte a thread."""
-        if not frames or self._disk is None:
-            return
-        file = self._disk.open(part.name)
+    def _loads(self, part: Part, frames: Frames, *, demand: bool) -> list[_Load]:
+        """Return what is to be read from SSD to bring pieces of one slab, which are on their way from now on."""
+        file = self._disk.open(part.name) if self._disk is not None else None
         if file is None:
             self._fetch_all(frames, demand=True)
-            return
+            return []
         mark(frames)
-        for chunk in chunked(frames, FIRST):
-            self._nursery.start_soon(self._load_chunk, part, file, chunk)
+        return [_Load(part, file, chunk) for chunk in chunked(frames, demand=demand)]
 
     def _fetch_all(self, wanted: Frames, *, demand: bool) -> None:
         for run, ticket in self._plan(wanted, demand=demand):
@@ -361,26 +385,30 @@ class Fetcher:
 
     # -- from SSD -------------------------------------------------------------------------------------------------------------------
 
-    async def _load_chunk(self, part: Part, file: OpenFile, frames: Frames) -> None:
+    async def _load_chunk(self, load: _Load) -> None:
         """Bring pieces from SSD into their slab; what cannot be had there, or is wrong, comes from the store."""
+        part, file, frames = load.part, load.file, load.frames
         failed: Frames = frames
         slab = part.slab
         assert slab is not None
-        with trio.move_on_after(self._deadline) as scope:
-            try:
-                failed = await trio.to_thread.run_sync(read_pieces, part, file, frames, abandon_on_cancel=True, limiter=self._reads)
-            except Exception as error:  # noqa: BLE001 # a bug must neither end the daemon nor leave readers waiting
-                self._log.error("disk_read_failed", object=part.name.hex(), tier="ssd", error=str(error))
-        if scope.cancelled_caught:
-            # The thread that hangs may write to this slab whenever it wakes.
-            slab.dropped = DeadlineError(f"the cache disk did not answer within {self._deadline:g} s")
-            self._ram.drop(slab)
-            self._fail([(tag, frame, slab.dropped) for tag, frame in frames])
+        is_over = False
+        try:
+            with trio.move_on_after(self._deadline):
+                try:
+                    failed = await trio.to_thread.run_sync(read_pieces, part, file, frames, abandon_on_cancel=True, limiter=self._reads)
+                except Exception as error:  # noqa: BLE001 # a bug must neither end the daemon nor leave readers waiting
+                    self._log.error("disk_read_failed", object=part.name.hex(), tier="ssd", error=str(error))
+                is_over = True
+        finally:
+            if not is_over:
+                # The thread that hangs may write to this slab whenever it wakes.
+                slab.dropped = DeadlineError(f"the cache disk did not answer within {self._deadline:g} s")
+                self._ram.drop(slab)
+                self._fail([(tag, frame, slab.dropped) for tag, frame in frames])
+        if not is_over:
             return
         bad = {piece for (_, piece), _ in failed}
         good = [item for item in frames if item[0][1] not in bad]
-        if not slab.landed:
-            slab.on_disk = True
         self._settle(good, store=False)
         if failed:
             for (_, piece), frame in failed:
@@ -419,7 +447,7 @@ class Fetcher:
             return
         # Decoding takes longer than getting: what came in one GET is decoded in several threads, what is waited for first.
         async with trio.open_nursery() as nursery:
-            for chunk in chunked(run.frames, REST):
+            for chunk in chunked(run.frames, demand=ticket.demand):
                 nursery.start_soon(self._decode_chunk, _Got(key, data, run.start, until), chunk)
 
     async def _decode_chunk(self, got: "_Got", frames: Frames) -> None:
@@ -456,28 +484,33 @@ class Fetcher:
 
     def _settle(self, frames: Frames, *, store: bool) -> None:
         """Show readers what has landed; what came from the store goes on to SSD."""
-        for (part, piece), _frame in frames:
+        counters, tickets = self._counters, self._tickets
+        for run in side_by_side(frames):
+            part, first = run[0][0]
             slab = part.slab
-            if slab is None or slab.state[piece] != IN_FLIGHT:
-                continue
-            ticket = self._tickets.pop((slab.key, piece), None)
-            slab.in_flight -= 1
-            ahead = ticket is not None and not ticket.demand
-            count = slab.set_ready(piece, ahead=ahead)
-            if store:
-                self._counters.frames_fetched += 1
-                self._counters.prefetch_bytes += count if ahead else 0
-                slab.on_disk = self._land(part, piece) and (slab.on_disk or slab.landed == count)
-            self._ram.landed(slab, count)
+            assert slab is not None
+            landed = 0
+            for (_, piece), _frame in run:
+                # What was given up meanwhile is no longer this fetch's.
+                if slab.state[piece] == IN_FLIGHT:
+                    ticket = tickets.pop((slab.key, piece), None)
+                    ahead = ticket is not None and not ticket.demand
+                    count = slab.set_ready(piece, ahead=ahead, saved=not store)
+                    landed += count
+                    slab.in_flight -= 1
+                    if store:
+                        counters.frames_fetched += 1
+                        counters.prefetch_bytes += count if ahead else 0
+            if store and self._disk is not None and landed == slab.bounds[first + len(run)] - slab.bounds[first]:
+                self._land(self._disk, part, slab, first, first + len(run))
+            self._ram.landed(slab, landed)
             slab.lot.unpark_all()
 
-    def _land(self, part: Part, piece: int) -> bool:
-        if self._disk is None:
-            return False
-        slab = part.slab
-        assert slab is not None
-        start, end = slab.bounds[piece], slab.bounds[piece + 1]
-        return self._disk.land(Place(part.name, part.kind, part.size, part.holes), part.base + start, slab.view[start:end])
+    def _land(self, disk: DiskTier, part: Part, slab: Slab, first: int, last: int) -> None:
+        """Start keeping pieces from ``first`` to ``last`` (exclusive) on SSD."""
+        start, end = slab.bounds[first], slab.bounds[last]
+        place = Place(part.name, part.kind, part.size, part.holes)
+        disk.land(place, part.base + start, slab.view[start:end], partial(self._ram.saved, slab, end - start))
 
     def _fail(self, failed: Failures, *, remember: bool = True) -> None:
         """Put failed pieces back to missing, and wake who waits; ``remember``: refuse them for a while, with the reason, and log it."""

@@ -16,22 +16,23 @@ that is the frame. What does not live here: fetching.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from imagefs.cache.disk_files import FRAME, OBJECT
 from imagefs.cache.neighbours import Neighbours
-from imagefs.cache.ram import RamCache, Slab
+from imagefs.cache.ram import RamCache
 from imagefs.cache.readahead import Readahead
+from imagefs.cache.slab import SLAB_MAX, Slab
 from imagefs.digest import DIGEST_SIZE, digest_of
 from imagefs.format.objectmap import HOLE, Extent, FrameRow, ObjectMap, ObjectRow
 
-WINDOW: Final = 4 * 1024 * 1024
+WINDOW: Final = SLAB_MAX
 """Bytes of a window: what the kernel reads ahead, so that nearly every request lies in one slab."""
 
 COUNT_MAX: Final = 16384
 """Extents that are looked at for one question about a whole object."""
 
-_WINDOWS_MAX: Final = 4096
+_WINDOWS_MAX: Final = 256
 _ZEROS: Final = memoryview(bytes(1024 * 1024))
 
 
@@ -51,6 +52,14 @@ class Lookup(Protocol):
         """What lies near what in it."""
 
 
+class Window(NamedTuple):
+    """A window that is cut into whole frames: the name of its slab, its pieces' limits in bytes, and the frames that they are."""
+
+    name: bytes
+    bounds: tuple[int, ...]
+    frames: tuple[int, ...]
+
+
 class ObjectRecord:
     """An object that is being read: a cache of what the image says about it, and how far it was read (for reading ahead)."""
 
@@ -63,7 +72,7 @@ class ObjectRecord:
         self.digest = row.digest
         self.size = row.size
         self.ahead = Readahead()
-        self._windows: dict[int, bytes] = {}
+        self._windows: dict[int, Window] = {}
         self._single: tuple[bytes, int] | None = None
         if row.extent_count == 1 and row.size:
             extent = lookup.objects.extents(row, 0, row.size)[0]
@@ -90,23 +99,23 @@ class ObjectRecord:
         """
         if self._single is not None:
             return self._single
-        window = offset // WINDOW
-        return self._windows.get(window), window * WINDOW
+        number = offset // WINDOW
+        window = self._windows.get(number)
+        return (None if window is None else window.name), number * WINDOW
 
-    def window_name(self, window: int, extents: list[Extent]) -> bytes:
-        """Return the name of the slab of a window, which has these extents."""
-        name = self._windows.get(window)
-        if name is None:
-            frame_of = self.lookup.objects.frame
-            # A hole has the name of its length: 32 bytes like a digest, which no frame has but by breaking BLAKE3.
-            parts = [
-                extent.length.to_bytes(DIGEST_SIZE, "little") if extent.frame == HOLE else frame_of(extent.frame).digest
-                for extent in extents
-            ]
+    def window_at(self, base: int, extents: list[Extent]) -> Window:
+        """Return the window that begins at byte ``base`` and has these extents."""
+        number = base // WINDOW
+        found = self._windows.get(number)
+        if found is None:
             if len(self._windows) >= _WINDOWS_MAX:
                 self._windows.clear()
-            name = self._windows[window] = digest_of(b"".join(parts))
-        return name
+            found = self._windows[number] = _window(self.lookup.objects, base, extents)
+        return found
+
+    def known_window(self, base: int) -> Window | None:
+        """Return the window that begins at byte ``base`` if it was asked for lately."""
+        return self._windows.get(base // WINDOW)
 
 
 @dataclass(slots=True)
@@ -150,11 +159,15 @@ def parts_of(record: ObjectRecord, offset: int, end: int, ram: RamCache, *, crea
     while position < end:
         base = position // WINDOW * WINDOW
         stop = min(end, base + WINDOW)
-        extents = record.lookup.objects.extents(record.row, base, min(base + WINDOW, record.size))
-        if _is_window(record, extents, base):
-            parts.append(_window_part(record, extents, position, stop, ram, create=create))
-        else:
-            parts.extend(_extent_parts(record, extents, position, stop, ram, create=create))
+        window = record.known_window(base)
+        if window is None:
+            extents = record.lookup.objects.extents(record.row, base, min(base + WINDOW, record.size))
+            if _is_window(record, extents, base):
+                window = record.window_at(base, extents)
+            else:
+                parts.extend(_extent_parts(record, extents, position, stop, ram, create=create))
+        if window is not None:
+            parts.append(_window_part(record, window, base, (position, stop), ram, create=create))
         position = stop
     return parts
 
@@ -189,20 +202,27 @@ def _is_window(record: ObjectRecord, extents: list[Extent], base: int) -> bool:
     return data
 
 
-def _window_part(record: ObjectRecord, extents: list[Extent], start: int, stop: int, ram: RamCache, *, create: bool) -> Part:
-    base = extents[0].offset
-    key = record.window_name(base // WINDOW, extents)
-    slab = ram.get(key)
+def _window(objects: ObjectMap, base: int, extents: list[Extent]) -> Window:
+    # A hole has the name of its length: 32 bytes like a digest, which no frame has but by breaking BLAKE3.
+    names = [
+        extent.length.to_bytes(DIGEST_SIZE, "little") if extent.frame == HOLE else objects.frame(extent.frame).digest for extent in extents
+    ]
+    bounds = (*(extent.offset - base for extent in extents), extents[-1].offset + extents[-1].length - base)
+    return Window(digest_of(b"".join(names)), bounds, tuple(extent.frame for extent in extents))
+
+
+def _window_part(record: ObjectRecord, window: Window, base: int, span: tuple[int, int], ram: RamCache, *, create: bool) -> Part:
+    """Return bytes ``span`` (end exclusive) of an object, which lie in the window that begins at ``base``."""
+    slab = ram.get(window.name)
     if slab is None and create:
-        slab = Slab(key, [*(extent.offset - base for extent in extents), extents[-1].offset + extents[-1].length - base])
-        for piece, extent in enumerate(extents):
-            if extent.frame == HOLE:
-                slab.set_ready(piece)
+        slab = Slab(window.name, window.bounds)
+        for piece, frame in enumerate(window.frames):
+            if frame == HOLE:
+                slab.set_ready(piece, saved=True)
         # Untouched pages of a new mapping read as zeros and take no memory.
         slab.landed = 0
         ram.add(slab)
-    frames = tuple(extent.frame for extent in extents)
-    return Part(slab, start - base, stop - base, record, frames, name=record.digest, size=record.size, base=base)
+    return Part(slab, span[0] - base, span[1] - base, record, window.frames, name=record.digest, size=record.size, base=base)
 
 
 def _extent_parts(record: ObjectRecord, extents: list[Extent], start: int, stop: int, ram: RamCache, *, create: bool) -> list[Part]:

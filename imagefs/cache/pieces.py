@@ -14,15 +14,15 @@ from blake3 import blake3
 from imagefs.cache.decode import decode_into
 from imagefs.cache.disk_files import OpenFile
 from imagefs.cache.layout import Part
-from imagefs.cache.ram import IN_FLIGHT, MISSING
+from imagefs.cache.slab import IN_FLIGHT, MISSING
 from imagefs.errors import ImageFSError
 from imagefs.format.objectmap import FrameRow
 
 FIRST: Final = 1024 * 1024
-"""Bytes of content that a thread reads from SSD at once, and that are decoded first of a GET: a reader should not wait for more."""
+"""Bytes of content that a thread reads from SSD or decodes first, if a reader waits: it should not wait for more."""
 
 REST: Final = 4 * 1024 * 1024
-"""Bytes of content that a thread decodes at once after that: each hand-over costs as much as decoding a fifth of a megabyte."""
+"""Bytes of content that a thread reads or decodes at once otherwise: each hand-over costs as much as decoding a fifth of a megabyte."""
 
 Tag = tuple[Part, int]
 """A piece of a part's slab."""
@@ -46,13 +46,13 @@ def mark(frames: Frames) -> None:
             slab.in_flight += 1
 
 
-def chunked(frames: Frames, rest: int) -> list[Frames]:
-    """Split frames, in their order, into a run of about ``FIRST`` bytes of content and others of about ``rest``."""
+def chunked(frames: Frames, *, demand: bool) -> list[Frames]:
+    """Split frames, in their order, into runs of about ``REST`` bytes of content, or if a reader waits, the first of about ``FIRST``."""
     chunks: list[Frames] = []
     size, full = 0, 0
     for item in frames:
         if size >= full:
-            full = rest if chunks else FIRST
+            full = FIRST if demand and not chunks else REST
             chunks.append([])
             size = 0
         chunks[-1].append(item)
@@ -60,18 +60,35 @@ def chunked(frames: Frames, rest: int) -> list[Frames]:
     return chunks
 
 
+def side_by_side(frames: Frames) -> list[Frames]:
+    """Split pieces, in their order, into runs of those that follow each other in one part."""
+    runs: list[Frames] = []
+    last: tuple[Part | None, int] = (None, 0)
+    for item in frames:
+        part, piece = item[0]
+        if part is not last[0] or piece != last[1] + 1:
+            runs.append([])
+        runs[-1].append(item)
+        last = (part, piece)
+    return runs
+
+
 def read_pieces(part: Part, file: OpenFile, frames: Frames) -> Frames:
-    """Read pieces of one slab from its file; return those that are not there as they should be."""
+    """Read pieces of one slab from its file; return those that are not there as they should be. Neighbours are read at once."""
+    slab = part.slab
+    assert slab is not None
+    view, bounds = slab.view, slab.bounds
     failed: Frames = []
-    for tag, frame in frames:
-        target = _target(tag)
-        start = part.base + part.slab.bounds[tag[1]]  # type: ignore[union-attr] # its pieces are asked for
+    for run in side_by_side(frames):
+        start, end = bounds[run[0][0][1]], bounds[run[-1][0][1] + 1]
         try:
-            sound = file.read_into(target, start) and blake3(target).digest() == frame.digest
+            there = file.read_into(view[start:end], part.base + start)
         except OSError:
-            sound = False
-        if not sound:
-            failed.append((tag, frame))
+            there = False
+        if not there and len(run) > 1:
+            failed += (item for single in run for item in read_pieces(part, file, [single]))
+        else:
+            failed += (item for item in run if not there or blake3(_target(item[0])).digest() != item[1].digest)
     return failed
 
 

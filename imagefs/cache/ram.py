@@ -5,8 +5,7 @@ lies in a slab is answered with a view of it and copies nothing. Slabs are named
 
 Invariants:
 
-- the bytes of a piece that is ``READY`` are verified and never change: the buffer is let go of when its last view is, whatever eviction
-  does;
+- the bytes of a piece that is there never change, whatever eviction does (``imagefs.cache.slab``);
 - bytes are counted when a piece lands: a slab's untouched rest is address space, not memory;
 - the total is at most the limit, plus what is in flight: a slab that is being filled is never evicted, or single flight would break;
 - a slab that the SSD holds as well goes before one that only the store has, as far as ``_LOOK`` slabs from the old end of a queue.
@@ -18,119 +17,30 @@ which are one use: uses count as such only when ``_limit / _ONE_USE`` bytes have
 was read ahead, and pushing it out just before its reader comes would fetch it twice. So up to a quarter of all bytes, fresh ones do not
 count against the small queue, and go after those that were used once. ``bench/ram_trace.py`` compares policies.
 
+What came from SSD, whole, and has been read is of little use here: it is there still, and the mount's own page cache holds it. So when
+such slabs hold more than a sixteenth of all bytes and one more is to be filled, the oldest of them goes and its buffer serves the new one.
+
 All of it belongs to the trio thread; fetching threads write to ``view`` where a piece is ``IN_FLIGHT``, and nowhere else. What does not
 live here: where pieces come from (``imagefs.cache.fetcher``).
 """
 
-import mmap
-from bisect import bisect_left, bisect_right
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from itertools import islice
 from typing import Final
 
-import trio
-
-from imagefs.errors import ImageFSError
-
-MISSING: Final = 0
-IN_FLIGHT: Final = 1
-READY: Final = 2
-AHEAD: Final = 3
-"""Like ``READY``, and nobody has read it yet: it was fetched before anybody asked for it."""
-
-_MMAP_FROM: Final = 64 * 1024
+from imagefs.cache.slab import Pool, Slab
 
 _SMALL_SHARE: Final = 10
 _FRESH_SHARE: Final = 4
+_FROM_DISK_SHARE: Final = 16
 _ONE_USE: Final = 16
 _HITS_MAX: Final = 3
 _LOOK: Final = 64
 _GHOSTS_MAX: Final = 65536
 
-Queue = OrderedDict[Hashable, "Slab"]
+Queue = OrderedDict[Hashable, Slab]
 """Slabs by name, the oldest first."""
-
-
-class Slab:
-    """One buffer and the state of each of its pieces.
-
-    Piece ``i`` is bytes ``bounds[i]`` to ``bounds[i + 1]`` of ``view``. Readers that wait for one park in ``lot`` and look again when
-    woken. ``missing`` counts the pieces that are neither ``READY`` nor ``AHEAD``, ``unread`` those that are ``AHEAD``. ``on_disk`` says
-    that every piece that is there is on SSD too; who fills the slab sets and clears it. ``due``, ``hits`` and ``main`` belong to
-    :class:`RamCache`.
-    """
-
-    __slots__ = (
-        "bounds",
-        "dropped",
-        "due",
-        "hits",
-        "in_flight",
-        "key",
-        "landed",
-        "lot",
-        "main",
-        "missing",
-        "on_disk",
-        "state",
-        "unread",
-        "view",
-    )
-
-    def __init__(self, key: Hashable, bounds: Sequence[int]) -> None:
-        """``bounds`` are the pieces' limits in bytes, from 0 to the size of the slab."""
-        size = bounds[-1]
-        self.key = key
-        self.bounds = bounds
-        # A mapping of its own goes back to the system when it is let go of, and takes memory only where it is written to. A private one:
-        # Python's default is a shared one, whose faults go through shmem (a tenth of a first read's CPU time). Not in huge pages: a
-        # slab that is read here and there would take up to 2 MiB for each 256 KiB that are counted.
-        self.view = memoryview(mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) if size >= _MMAP_FROM else bytearray(size))
-        self.state = bytearray(len(bounds) - 1)
-        self.missing = len(bounds) - 1
-        self.unread = 0
-        self.in_flight = 0
-        self.landed = 0
-        self.lot = trio.lowlevel.ParkingLot()
-        self.dropped: ImageFSError | None = None
-        self.on_disk = False
-        self.due = 0
-        self.hits = 0
-        self.main = False
-
-    def pieces(self, start: int, stop: int) -> tuple[int, int]:
-        """Return the first and the last (exclusive) of the pieces that hold bytes ``start`` to ``stop`` (exclusive)."""
-        return bisect_right(self.bounds, start) - 1, bisect_left(self.bounds, stop)
-
-    def fill(self) -> None:
-        """Say that all of it will be written, so that huge pages may hold it: a fault each two megabytes in place of one each page."""
-        memory = self.view.obj
-        if isinstance(memory, mmap.mmap):
-            memory.madvise(mmap.MADV_HUGEPAGE)
-
-    def has(self, first: int, last: int) -> bool:
-        """Say whether all pieces from ``first`` to ``last`` (exclusive) are there."""
-        state = self.state
-        ready = state.count(READY, first, last)
-        return ready == last - first or ready + state.count(AHEAD, first, last) == last - first
-
-    def read(self, first: int, last: int) -> list[int]:
-        """Note that pieces from ``first`` to ``last`` (exclusive), which are there, were read; return those that were not before."""
-        fresh = [piece for piece in range(first, last) if self.state[piece] == AHEAD]
-        for piece in fresh:
-            self.state[piece] = READY
-        self.unread -= len(fresh)
-        return fresh
-
-    def set_ready(self, piece: int, *, ahead: bool = False) -> int:
-        """Show a piece to readers; return its size in bytes. ``ahead``: no reader waits for it."""
-        self.state[piece] = AHEAD if ahead else READY
-        self.unread += ahead
-        self.missing -= 1
-        size = self.bounds[piece + 1] - self.bounds[piece]
-        self.landed += size
-        return size
 
 
 class RamCache:
@@ -138,11 +48,14 @@ class RamCache:
 
     __slots__ = (
         "_fresh",
+        "_from_disk",
+        "_from_disk_bytes",
         "_ghost_bytes",
         "_ghosts",
         "_limit",
         "_main",
         "_one_use",
+        "_pool",
         "_slabs",
         "_small",
         "_small_used",
@@ -162,6 +75,10 @@ class RamCache:
         # In bytes: all of the small queue, and what of it was never used.
         self._small_used = 0
         self._fresh = 0
+        self._pool = Pool()
+        # Slabs in buffers that go round and came from SSD, whole, and their bytes.
+        self._from_disk: Queue = OrderedDict()
+        self._from_disk_bytes = 0
         # Bound once: this is looked up on every read.
         self.get = self._slabs.get
         self.used = 0
@@ -189,6 +106,7 @@ class RamCache:
     def shrink(self, count: int) -> int:
         """Give up ``count`` bytes now, as far as they are not in flight; return how many it were. The limit stays."""
         before = self.used
+        self._pool.clear()
         self._evict(max(before - count, 0), None)
         return before - self.used
 
@@ -219,14 +137,36 @@ class RamCache:
                 self._small_used += count
                 if not slab.due:
                     self._fresh += count
+            if slab.is_round and not slab.missing and not slab.unsaved:
+                self._from_disk[slab.key] = slab
+                self._from_disk_bytes += slab.landed
             if self.used > self._limit:
                 self._evict(self._limit, slab)
+
+    def fill(self, slab: Slab) -> None:
+        """Say that all of a slab will be written: it gets a buffer for that. Nobody has seen anything of it."""
+        if not self._pool and self._from_disk_bytes * _FROM_DISK_SHARE > self._limit:
+            self._recycle()
+        slab.fill(self._pool)
+
+    def saved(self, slab: Slab, count: int) -> None:
+        """Note that ``count`` bytes of a slab are now on SSD."""
+        slab.unsaved -= count
+
+    def _recycle(self) -> None:
+        """Drop the oldest slab that came from SSD and was read."""
+        for slab in islice(self._from_disk.values(), _LOOK):
+            if not slab.unread:
+                self.drop(slab)
+                return
 
     def drop(self, slab: Slab) -> None:
         """Forget a slab; views of it stay valid."""
         key = slab.key
         if self._slabs.get(key) is slab:
             del self._slabs[key]
+            if self._from_disk.pop(key, None) is not None:
+                self._from_disk_bytes -= slab.landed
             self.used -= slab.landed
             if slab.main:
                 del self._main[key]
@@ -240,6 +180,7 @@ class RamCache:
         """Forget everything that is not being filled."""
         for slab in [slab for slab in self._slabs.values() if not slab.in_flight]:
             self.drop(slab)
+        self._pool.clear()
 
     def _use(self, slab: Slab) -> None:
         if not slab.due and not slab.main and self._slabs.get(slab.key) is slab:

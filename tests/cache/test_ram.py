@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from imagefs.cache.ram import IN_FLIGHT, MISSING, RamCache, Slab
+from imagefs.cache.ram import RamCache
+from imagefs.cache.slab import IN_FLIGHT, MISSING, Slab
 
 
 def _landed(cache: RamCache, name: str, size: int = 100) -> Slab:
@@ -191,7 +192,7 @@ def test_past_a_quarter_what_was_read_ahead_goes_in_the_order_in_which_it_came()
 
 def test_slabs_of_the_main_queue_that_are_on_disk_go_before_others_that_are_not() -> None:
     cache = RamCache(1600)
-    _in_main(cache, "ab")[1].on_disk = True
+    _in_main(cache, "ab")[1].unsaved = 0
     for name in "cdefg":
         _read(cache, name)
     cache.shrink(1)
@@ -204,7 +205,7 @@ def test_a_slab_that_is_on_disk_does_not_go_because_more_of_it_landed() -> None:
     cache.add(growing)
     cache.landed(growing, growing.set_ready(0))
     cache.touch(growing)
-    growing.on_disk = True
+    growing.unsaved = 0
     _read(cache, "a")
     _read(cache, "b")
     cache.landed(growing, growing.set_ready(1))
@@ -217,7 +218,7 @@ def test_slabs_that_are_on_disk_go_first() -> None:
         _read(cache, name)
     stored = cache.get("c")
     assert stored is not None
-    stored.on_disk = True
+    stored.unsaved = 0
     _read(cache, "d")
     assert _names(cache, "abcd") == "abd"
     _read(cache, "e")
@@ -231,7 +232,7 @@ def test_what_is_on_disk_and_in_use_stays_and_so_does_what_was_read_ahead_from_t
     for name in "bc":
         slab = cache.get(name)
         assert slab is not None
-        slab.on_disk = True
+        slab.unsaved = 0
         slab.in_flight = name == "b"
         slab.due = 0 if name == "c" else slab.due
     cache.shrink(100)
@@ -338,7 +339,7 @@ class RamMachine(RuleBasedStateMachine):
         slab = self.cache.get(name)
         if slab is None:
             slab = Slab(name, [sum(sizes[:count]) for count in range(len(sizes) + 1)])
-            slab.on_disk = disk
+            slab.unsaved = 0 if disk else slab.unsaved
             self.cache.add(slab)
             self.known[name] = slab
         for piece, state in enumerate(slab.state):
