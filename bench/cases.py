@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bench import constant_fs, images, many_files
+from bench.cost import bench_cost
 from bench.far import bench_crowd, bench_far, bench_far_import, bench_gets, bench_scale, bench_ssd
 from bench.harness import Product, Run, cpu_of, drop_caches, import_torch, paired, read_through, scratch, seconds, timed, walk
 from bench.ranged_get import bench_ranged_get
@@ -237,4 +238,5 @@ BENCHES: dict[str, Callable[[Run], None]] = {
     "ssd": bench_ssd,
     "crowd": bench_crowd,
     "scale": bench_scale,
+    "cost": bench_cost,
 }

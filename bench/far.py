@@ -39,7 +39,8 @@ class FarProduct(Product):
 
 
 @contextlib.contextmanager
-def _server(tmp: Path) -> Iterator[tuple[weed.Weed, FaultProxy]]:
+def far_server(tmp: Path) -> Iterator[tuple[weed.Weed, FaultProxy]]:
+    """Serve an image of two large files, one that compresses and one that does not, from a real S3 server and behind a link to it."""
     with weed.serving(tmp / "weed") as server, FaultProxy(server.endpoint.removeprefix("http://")) as link:
         link.set(bandwidth=BANDWIDTH, delay=DELAY)
         source = tmp / "source"
@@ -54,7 +55,7 @@ def _server(tmp: Path) -> Iterator[tuple[weed.Weed, FaultProxy]]:
 
 def bench_far(run: Run) -> None:
     """Cold reads of large files over the link, and a hundred readers of one."""
-    with scratch() as tmp, _server(tmp) as (server, link):
+    with scratch() as tmp, far_server(tmp) as (server, link):
         shares: dict[str, list[float]] = {"noise": [], "library": []}
         twice = 0
         for number in range(run.runs):
@@ -93,7 +94,7 @@ def _stored(host: Product) -> int:
 
 def bench_gets(run: Run) -> None:
     """Without the link: our cold read against the same GETs alone, in as many threads, decompressed and verified."""
-    with scratch() as tmp, _server(tmp) as (server, _):
+    with scratch() as tmp, far_server(tmp) as (server, _):
         ratios, ours, theirs = [], [], []
         for number in range(run.runs):
             host = FarProduct(tmp, server, server.endpoint, f"host{number}")
@@ -175,11 +176,11 @@ def bench_ssd(run: Run) -> None:
 
 def bench_crowd(run: Run) -> None:
     """4 KiB reads that RAM or SSD has, 64 readers at once, alone and while a large file is read ahead over the link."""
-    with scratch() as tmp, _server(tmp) as (server, link):
+    with scratch() as tmp, far_server(tmp) as (server, link):
         alone: dict[str, list[float]] = {"RAM": [], "SSD": []}
         ratios: dict[str, list[float]] = {"RAM": [], "SSD": []}
         for number in range(run.runs):
-            for tier in alone:
+            for tier in ("RAM", "SSD"):
                 host = FarProduct(tmp, server, link.url, f"{tier}{number}")
                 with host.daemon(), host.mount("large:1") as point:
                     read_through(point / "library")

@@ -147,9 +147,11 @@ class Product:
             point.rmdir()
 
     @contextlib.contextmanager
-    def daemon(self) -> Iterator[None]:
-        """Keep one daemon up for the length of the block, whatever is mounted and unmounted."""
-        process = subprocess.Popen([IMAGEFS, "daemon", "run"], env=self.env, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    def daemon(self, *command: str) -> Iterator[None]:
+        """Keep one daemon up for the length of the block, whatever is mounted and unmounted; ``command`` is run in place of ours."""
+        process = subprocess.Popen(
+            [*(command or (IMAGEFS,)), "daemon", "run"], env=self.env, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         try:
             deadline = time.monotonic() + 20
             while subprocess.run([IMAGEFS, "daemon", "status"], env=self.env, capture_output=True, check=False).returncode:

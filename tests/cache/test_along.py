@@ -9,6 +9,7 @@ import pytest
 import trio
 import trio.testing
 
+from imagefs.cache import fetcher as fetching
 from imagefs.cache import neighbours
 from imagefs.cache.counters import ReadCounters
 from imagefs.cache.disk import DiskTier
@@ -51,10 +52,11 @@ def _threads_take_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @dataclass
 class Far:
-    """Where GETs go, and what runs them: bytes come ``seconds`` after they were asked for, and what ``RATE`` makes of their size."""
+    """Where GETs go, and what runs them: bytes come ``seconds`` after they were asked for, at ``rate`` a GET."""
 
     inner: ObjectStore
     seconds: float = RTT
+    rate: float = RATE
     hook: Callable[[str, ByteRange, bytes], bytes] = lambda _key, _range, data: data
     gets: list[tuple[str, ByteRange]] = field(default_factory=list)
     abandoned: int = 0
@@ -66,7 +68,7 @@ class Far:
 
     async def __call__(self, call: Callable[[], bytes]) -> bytes:
         data = call()
-        await trio.sleep(self.seconds + len(data) / RATE)
+        await trio.sleep(self.seconds + len(data) / self.rate)
         return data
 
 
@@ -204,8 +206,8 @@ class Bench:
 def test_small_files_side_by_side_are_waited_for_a_few_times_and_nothing_moves_twice(maker: Maker, order: str) -> None:
     files = small_files(600, 10 * KIB)
     frames = [files[at : at + 10] for at in range(0, len(files), 10)]
-    for at in range(0, len(frames), 6):
-        pack(maker, *frames[at : at + 6])
+    for at in range(0, len(frames), 20):
+        pack(maker, *frames[at : at + 20])
     bench = Bench(maker)
     reading = {"forwards": files, "backwards": files[::-1], "from the middle": files[300:] + files[:300][::-1]}[order]
 
@@ -236,6 +238,29 @@ def test_a_store_that_answers_at_once_has_nothing_fetched_along(maker: Maker) ->
     bench.run(body, known=False)
     assert bench.moved() == [1, 0, 0, 0] * 5
     assert bench.counters.prefetch_bytes == 0
+
+
+@pytest.mark.parametrize(("rate", "way"), [(RATE, 1), (2e6, -1)], ids=["fast", "slow"])
+def test_how_far_it_goes_follows_what_the_link_gives(maker: Maker, rate: float, way: int) -> None:
+    frames = [small_files(2, 50 * KIB, seed) for seed in range(300)]
+    for at in range(0, len(frames), 30):
+        pack(maker, *frames[at : at + 30])
+    bench = Bench(maker)
+    bench.store.rate = rate
+    brought: list[int] = []
+
+    async def body(fetcher: Fetcher) -> None:
+        for at in (20, 80, 140, 200, 260):
+            before = bench.counters.frames_fetched
+            await bench.read(fetcher, frames[at][0])
+            await trio.sleep(LATER)
+            brought.append(bench.counters.frames_fetched - before)
+
+    bench.run(body)
+    assert brought[0] == 1 + 2 * 5
+    assert sorted(brought)[::way] == brought
+    assert (brought[-1] - brought[0]) * way > 5
+    assert max(range_.end - range_.start for _, range_ in bench.store.gets) <= MIB, "the nearest should be there first"
 
 
 # -- what is brought, and how it counts ----------------------------------------------------------------------------------------------
@@ -365,6 +390,27 @@ def test_who_uses_what_comes_along_goes_on_having_it(maker: Maker, monkeypatch: 
     assert bench.waits <= len(frames) // 4
 
 
+def test_what_is_on_its_way_along_is_bounded_however_many_miss(maker: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetching, "_ALONG_MAX", 2 * MIB)
+    frames = [small_files(2, 50 * KIB, seed) for seed in range(300)]
+    for at in range(0, len(frames), 10):
+        pack(maker, *frames[at : at + 10])
+    bench = Bench(maker, seconds=1)
+
+    async def body(fetcher: Fetcher) -> None:
+        async with trio.open_nursery() as nursery:
+            for at in range(5, 300, 11):
+                nursery.start_soon(bench.read, fetcher, frames[at][0])
+                await trio.sleep(0.001)
+                # Whoever is below the bound may go beyond by what lies within the reach.
+                assert fetcher._along <= 2 * MIB + MIB
+            assert fetcher._along >= 2 * MIB
+        await trio.sleep(LATER)
+        bench.assert_tidy(fetcher)
+
+    bench.run(body)
+
+
 # -- on SSD --------------------------------------------------------------------------------------------------------------------------
 
 
@@ -475,6 +521,12 @@ def test_a_neighbour_whose_bytes_are_wrong_fails_only_who_asks_for_it(maker: Mak
             await bench.read(fetcher, files[1])
         await asks(fetcher)
         assert len(bench.store.gets) == gets, "it has come, or is refused for a while"
+        if times > 1:
+            bench.ram.clear()
+            await bench.read(fetcher, frames[4][0])
+            await trio.sleep(LATER)
+            assert len(bench.ram) == 4, "all others come along as before"
+            gets = len(bench.store.gets)
         bench.now += BAD_SECONDS
         bench.store.hook = lambda _key, _range, got: got
         await bench.read(fetcher, frames[3][2])
@@ -543,7 +595,7 @@ def _spoil_objects(objects: ObjectMap, raw: bytearray) -> None:
         pytest.param(_spoil_frame(48, bytes(4)), id="no bytes"),
         pytest.param(_spoil_frame(48, b"\xff" * 4), id="too many bytes"),
         pytest.param(_spoil_frame(52, b"\xff\xff\xff\x00"), id="another length"),
-        pytest.param(_spoil_frame(0, bytes(32)), id="another digest"),
+        pytest.param(_spoil_frame(0, b"\x99\x99"), id="another digest"),
         pytest.param(_spoil_extents, id="extents of no frame"),
         pytest.param(_spoil_objects, id="extents that are not there"),
     ],
@@ -555,19 +607,17 @@ def test_rows_of_neighbours_that_are_not_sound_do_not_disturb_a_read(maker: Make
     spoil(bench.lookup.objects, bench.raw)
 
     async def body(fetcher: Fetcher) -> None:
-        for data in files:
-            await bench.read(fetcher, data)
-        # Again as from the start, now that the map has been looked at.
-        await trio.sleep(LATER)
-        bench.ram.clear()
-        for data in files:
-            await bench.read(fetcher, data)
-        await trio.sleep(LATER)
-        assert not fetcher._tickets
-        assert not any(slab.in_flight for slab in bench.ram._slabs.values())
+        for _ in range(4):
+            # Each time as from the start, but that the map has been looked at by now, and the link is known from the third time on.
+            for data in files:
+                await bench.read(fetcher, data)
+            await trio.sleep(LATER)
+            assert not fetcher._tickets
+            assert not any(slab.in_flight for slab in bench.ram._slabs.values())
+            bench.ram.clear()
 
     bench.run(body, known=False)
-    assert bench.waits == 2
+    assert bench.waits == 4
 
 
 # -- who comes to wait for it --------------------------------------------------------------------------------------------------------
@@ -601,6 +651,24 @@ def test_demand_that_comes_to_wait_for_what_is_on_its_way_along_goes_before_the_
     assert bench.counters.prefetch_bytes == 6 * 60 * KIB
     assert bench.unread() == 6
     assert bench.waits == 2
+
+
+def test_misses_near_each_other_do_not_fetch_the_same_along(maker: Maker) -> None:
+    frames = [small_files(2, 50 * KIB, seed) for seed in range(40)]
+    for at in range(0, len(frames), 20):
+        pack(maker, *frames[at : at + 20])
+    bench = Bench(maker)
+
+    async def body(fetcher: Fetcher) -> None:
+        async with trio.open_nursery() as nursery:
+            for at in range(2, 40, 7):
+                nursery.start_soon(bench.read, fetcher, frames[at][0])
+                await trio.sleep(SOON / 10)
+        await trio.sleep(LATER)
+        bench.assert_tidy(fetcher)
+
+    bench.run(body)
+    assert bench.moved() == [1] * 40
 
 
 @pytest.mark.parametrize("readers", [1, 20])

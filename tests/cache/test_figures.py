@@ -42,6 +42,21 @@ def test_other_sizes_stand_in() -> None:
     assert figures.quantile(MIB, 0.5) is None
 
 
+def test_the_latency_is_what_the_quick_ones_of_the_small_gets_take() -> None:
+    assert Figures().latency() is None
+    assert _known(KIB, [0.02]).latency() is None, "one alone may be the one that opened the connection"
+    figures = _known(KIB, [0.3, 0.02])
+    assert figures.latency() == 0.02
+    for _ in range(20):
+        figures.took(MIB, 0.001)
+    assert figures.latency() == 0.02, "large ones say how fast the link is"
+    for seconds in (0.5, 0.03, 0.5, 0.5, 0.5, 0.5):
+        figures.took(256 * KIB, seconds)
+    assert figures.latency() == 0.03
+    figures.forget()
+    assert figures.latency() is None
+
+
 def test_bytes_a_second_are_those_of_the_last_seconds() -> None:
     figures = Figures()
     assert figures.bytes_per_second(0.0) == 0

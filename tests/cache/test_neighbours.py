@@ -303,6 +303,14 @@ def test_what_is_spent_is_what_there_was_half_of_what_was_missed_and_a_multiple_
         assert spent <= CREDIT + missed / 2 + EARNED * used + _BATCH
 
 
+def test_what_is_used_earns_a_multiple_of_itself() -> None:
+    neighbours = Plan().neighbours()
+    neighbours.spend(CREDIT)
+    neighbours.used(MIB)
+    neighbours.missed(MIB)
+    assert neighbours.credit == EARNED * MIB + MIB // 2
+
+
 def test_a_reader_that_uses_nothing_gets_half_as_much_again_and_one_that_uses_all_never_runs_out() -> None:
     wasted, useful = Plan().neighbours(), Plan().neighbours()
     along = 0

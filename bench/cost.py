@@ -1,0 +1,112 @@
+"""What a cold read costs beyond moving its bytes: verification, single flight, and CPU time next to other programs that fetch."""
+
+import os
+import statistics
+import sys
+import threading
+import time
+from pathlib import Path
+
+from bench.far import FarProduct, far_server
+from bench.harness import Run, cpu_of, read_through, scratch, seconds, timed
+from imagefs.cache.gate import Ticket
+from tests import weed
+
+_SIZE = 350_000_000
+_FRAME = 256 * 1024
+_THREADS = 8
+_COUNT = 100_000
+
+
+def bench_cost(run: Run) -> None:
+    """Cold reads without the link: with and without verification, and next to rclone and boto3 where nothing has to be decompressed."""
+    with scratch() as tmp, far_server(tmp) as (server, _):
+        wall: dict[bool, list[float]] = {True: [], False: []}
+        cpu: dict[bool, list[float]] = {True: [], False: []}
+        shares: list[float] = []
+        for number in range(max(run.runs, 5)):
+            for verified in (True, False):
+                took, spent = _cold(FarProduct(tmp, server, server.endpoint, f"{verified}{number}"), "library", verified=verified)
+                wall[verified].append(took)
+                cpu[verified].append(spent)
+            shares.append((1 - wall[False][-1] / wall[True][-1]) * 100)
+        run.add("verification, of the time of a cold read", statistics.median(shares), "%", note=f"{min(shares):.1f} to {max(shares):.1f}")
+        spent = statistics.median(cpu[True]) - statistics.median(cpu[False])
+        run.add("verification, CPU time", spent / _SIZE * 1e9, "s/GB", note=f"of {statistics.median(cpu[True]) / _SIZE * 1e9:.2f}")
+        flight = _single_flight() * _SIZE / _FRAME / statistics.median(wall[True]) * 100
+        run.add("single flight, of the time of a cold read", flight, "%")
+        run.add("both", statistics.median(shares) + flight, "%", 8)
+        ours = [_cold(FarProduct(tmp, server, server.endpoint, f"noise{number}"), "noise", verified=True)[1] for number in range(run.runs)]
+        run.add("CPU of the daemon, content as it is stored", statistics.median(ours) / _SIZE * 1e9, "s/GB")
+        environment = {name: value for name, value in os.environ.items() if name != "AWS_CA_BUNDLE"} | server.environment
+        moved = 0
+        for name, command in (("boto3", [sys.executable, "-m", "bench.cost"]), ("rclone copy", _rclone(server, tmp))):
+            found = [timed(*command, env=environment) for _ in range(run.runs)]
+            moved = moved or int(found[0].stdout)
+            rate = moved / statistics.median(one.wall for one in found) / 1e6
+            run.add(
+                f"CPU of {name}, the same store", statistics.median(one.cpu for one in found) / moved * 1e9, "s/GB", note=f"{rate:.0f} MB/s"
+            )
+
+
+def _cold(host: FarProduct, name: str, *, verified: bool) -> tuple[float, float]:
+    """Wall seconds and the daemon's CPU seconds of a first read."""
+    command = () if verified else (sys.executable, "-m", "bench.unverified")
+    with host.daemon(*command), host.mount("large:1") as point:
+        before = cpu_of(host)
+        took = seconds(lambda: read_through(point / name))
+        return took, cpu_of(host) - before
+
+
+def _single_flight() -> float:
+    """Seconds that it takes to keep account of who fetches a frame: what is done a frame, and nothing else."""
+    tickets: dict[tuple[bytes, int], Ticket] = {}
+    state = bytearray(16)
+    key = bytes(32)
+    ticket = Ticket(demand=True)
+    start = time.perf_counter()
+    for number in range(_COUNT):
+        piece = number & 15
+        if state[piece] == 0:
+            state[piece] = 1
+        tickets[key, piece] = ticket
+        if state[piece] == 1:
+            tickets.pop((key, piece), None)
+        state[piece] = 0
+    return (time.perf_counter() - start) / _COUNT
+
+
+def _rclone(server: weed.Weed, tmp: Path) -> list[str]:
+    remote = f":s3,provider=SeaweedFS,env_auth=true,endpoint='{server.endpoint}':bench/far/packs"
+    return ["rclone", "--config", os.devnull, "copy", "--ignore-times", "--transfers", str(_THREADS), remote, str(tmp / "rclone")]
+
+
+def main() -> None:
+    """Fetch every pack of the store with boto3, ``_THREADS`` at once, drop the bytes, and print how many they were."""
+    import boto3  # noqa: PLC0415 # for this process only
+    from botocore.config import Config  # noqa: PLC0415
+
+    client = boto3.client("s3", config=Config(max_pool_connections=_THREADS, s3={"addressing_style": "path"}))
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket="bench", Prefix="far/packs/")
+    keys = iter([item["Key"] for page in pages for item in page["Contents"]])
+    lock = threading.Lock()
+    moved: list[int] = []
+
+    def fetch() -> None:
+        while True:
+            with lock:
+                key = next(keys, None)
+            if key is None:
+                return
+            moved.append(len(client.get_object(Bucket="bench", Key=key)["Body"].read()))
+
+    threads = [threading.Thread(target=fetch) for _ in range(_THREADS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    sys.stdout.write(f"{sum(moved)}\n")
+
+
+if __name__ == "__main__":
+    main()
