@@ -133,12 +133,13 @@ class DiskTier:
 
     # -- for the fetcher: synchronous, on the trio thread ------------------------------------------------------------------------------
 
-    def covers(self, name: bytes, start: int, end: int) -> bool:
-        """Say whether bytes ``start`` to ``end`` of a file seem to be here."""
+    def covers(self, name: bytes, start: int, end: int, *, use: bool = True) -> bool:
+        """Say whether bytes ``start`` to ``end`` of a file seem to be here; ``use``: they are to be read, so the file counts as used."""
         entry = self._find(name)
         if entry is None or end > entry.size or (entry.ranges is not None and not entry.ranges.covers(start, end)):
             return False
-        self._entries.use(entry)
+        if use:
+            self._entries.use(entry)
         return True
 
     def open(self, name: bytes) -> OpenFile | None:

@@ -31,11 +31,13 @@ _WIDE: Final = 8  # from this limit on, two places are kept for demand
 class Ticket:
     """One GET's place in the queue. It starts as demand or as prefetch, and may become demand at any time."""
 
-    __slots__ = ("_called", "_gate", "state", "wanted")
+    __slots__ = ("_called", "_gate", "ahead", "state", "wanted")
 
     def __init__(self, *, demand: bool) -> None:
         """``demand``: a reader waits for it already."""
         self.state = OUT
+        self.ahead = not demand
+        """Whether it began as prefetch, whatever it is now."""
         self.wanted = trio.Event()
         """Set from when on a reader waits for it."""
         self._called = trio.Event()

@@ -1,10 +1,10 @@
 """An image that is open on this host: its tree, its object map, and where its bytes come from.
 
-Nothing in it is a Python object a file: both are read in place from the mapped files. Reading is safe from any thread; ``close`` is for
-when nobody reads any more. What does not live here: how the files got here (``imagefs.cache.index``), and the frames.
+Nothing in it is a Python object a file: both are read in place from the mapped files. Reading is safe from any thread. The files are
+unmapped when nobody refers to the image any more: a fetch that ends after the unmount still finds it. What does not live here: how the
+files got here (``imagefs.cache.index``), and the frames.
 """
 
-import contextlib
 import mmap
 from pathlib import Path
 
@@ -36,12 +36,6 @@ class Image:
         """Give the mapped pages back to the page cache. They count as the daemon's memory otherwise, and come back at a soft fault."""
         for mapped in self._maps:
             mapped.madvise(mmap.MADV_DONTNEED)
-
-    def close(self) -> None:
-        """Unmap the files, unless somebody still reads from them: then the last reader does."""
-        for mapped in self._maps:
-            with contextlib.suppress(BufferError):
-                mapped.close()
 
 
 def open_image(store: BlobSource, cache: Path, manifest_hex: str) -> Image:

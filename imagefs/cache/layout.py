@@ -175,14 +175,11 @@ def parts_of(record: ObjectRecord, offset: int, end: int, ram: RamCache, *, crea
 def frame_part(lookup: Lookup, number: int, ram: RamCache) -> Part:
     """Return the part that is frame ``number``, of small objects. Its slab is made if it is not there."""
     row = lookup.objects.frame(number)
-    slab = ram.get(row.digest)
-    if slab is None:
-        slab = Slab(row.digest, (0, row.length))
-        ram.add(slab)
     # A frame that is all of an object has its digest.
     found = lookup.objects.find(row.digest)
     kind = FRAME if found is None or found.size != row.length else OBJECT
     record = ObjectRecord(lookup, found or ObjectRow(row.digest, row.length, 0, 0))
+    slab = _frame_slab(row, ram, create=True)
     return Part(slab, 0, row.length, record, (number,), name=row.digest, kind=kind, size=row.length)
 
 
@@ -235,10 +232,7 @@ def _extent_parts(record: ObjectRecord, extents: list[Extent], start: int, stop:
             parts.append(Part(None, 0, last - first, record, zeros=True))
             continue
         row = record.lookup.objects.frame(frame)
-        slab = ram.get(row.digest)
-        if slab is None and create:
-            slab = Slab(row.digest, (0, row.length))
-            ram.add(slab)
+        slab = _frame_slab(row, ram, create=create)
         shift = frame_offset - offset
         part = Part(slab, first + shift, last + shift, record, (frame,))
         if not frame_offset and row.length == length:
@@ -247,3 +241,14 @@ def _extent_parts(record: ObjectRecord, extents: list[Extent], start: int, stop:
             part.name, part.size, part.kind = row.digest, row.length, FRAME
         parts.append(part)
     return parts
+
+
+def _frame_slab(row: FrameRow, ram: RamCache, *, create: bool) -> Slab | None:
+    slab = ram.get(row.digest)
+    if slab is not None and slab.bounds[-1] != row.length:
+        # A map lies about the length of this frame: this one, or the one that the slab was made for.
+        slab = None
+    if slab is None and create:
+        slab = Slab(row.digest, (0, row.length))
+        ram.add(slab)
+    return slab

@@ -6,8 +6,8 @@ that the reader waits anyhow (:class:`Reach`), and as long as enough of it turns
 
 Invariants:
 
-- what is fetched along is at most ``CREDIT`` bytes, half of what was missed, and ``EARNED`` times what of it was read later: random
-  reads of a large image move half as much again as they must, in the long run;
+- what is fetched along of an image is at most ``CREDIT`` bytes of content, half of what was missed, and ``EARNED`` times what was read of
+  what had been fetched ahead: random reads of a large image move half as much again as they must, in the long run;
 - the reach is between ``REACH_MIN`` and ``REACH_MAX``, and none where the store answers at once.
 
 What does not live here: reading ahead of a sequential reader (``readahead``), GETs (``planner``), and fetching (``fetcher``).
@@ -17,7 +17,7 @@ from array import array
 from itertools import islice
 from typing import Final, NamedTuple
 
-from imagefs.format.objectmap import ObjectMap, ObjectRow
+from imagefs.format.objectmap import HOLE, ObjectMap, ObjectRow
 
 REACH_MIN: Final = 128 * 1024
 REACH_MAX: Final = 2 * 1024 * 1024
@@ -36,7 +36,7 @@ _STEPS_MAX: Final = 1024
 
 
 class Reach:
-    """How far to fetch to either side of a miss, in bytes as stored: so far as takes about twice as long as one small GET."""
+    """How far to fetch to either side of a miss, in bytes as stored: so far as takes about three times as long as one small GET."""
 
     __slots__ = ("_bytes",)
 
@@ -67,18 +67,24 @@ class Near(NamedTuple):
 class Neighbours:
     """Which frames of an image lie near one, and what may still be spent on them. ``build`` runs in a thread, the rest on trio's."""
 
-    __slots__ = ("_objects", "_owners", "credit")
+    __slots__ = ("_asked", "_objects", "_owners", "credit")
 
     def __init__(self, objects: ObjectMap) -> None:
         """Cheap: nothing of the map is looked at."""
         self._objects = objects
         self._owners: array[int] | None = None
+        self._asked = False
         self.credit = CREDIT
 
     @property
     def is_built(self) -> bool:
         """Whether the other methods may be called."""
         return self._owners is not None
+
+    def is_to_be_built(self) -> bool:
+        """Say whether the caller is the one who has to call ``build``: that is so once, also if it fails."""
+        asked, self._asked = self._asked, True
+        return not asked
 
     def build(self) -> None:
         """Read of the map what is needed. Blocks: about 0.1 us an object. ``IntegrityError``."""
@@ -90,26 +96,38 @@ class Neighbours:
         return bool(self._owners[frame])
 
     def around(self, frame: int, reach: int) -> list[Near]:
-        """Return what lies within ``reach`` bytes as stored to either side of ``frame``, the nearest first. ``IntegrityError``."""
-        after = self._walk(range(frame + 1, self._objects.frame_count), reach)
-        before = self._walk(range(frame - 1, -1, -1), reach)
+        """Return what lies within ``reach`` bytes as stored to either side of ``frame``, about the nearest first. ``IntegrityError``.
+
+        The rest of an object that ``frame`` is a part of is not returned, nor counted.
+        """
+        after = self._walk(range(frame + 1, self._objects.frame_count), frame, reach)
+        before = self._walk(range(frame - 1, -1, -1), frame, reach)
         return sorted(after + before)
 
-    def _walk(self, numbers: range, reach: int) -> list[Near]:
+    def _walk(self, numbers: range, frame: int, reach: int) -> list[Near]:
         owners, objects = self._owners, self._objects
         assert owners is not None
-        found = []
+        own = owners[frame]
+        found: list[Near] = []
         distance = last = 0
         for number in islice(numbers, _STEPS_MAX):
             owner = owners[number]
-            row = objects.object(owner - 1) if owner and owner != last else None
-            if not owner or (row is not None and row.size <= _WHOLE_MAX):
-                distance += objects.frame(number).stored
-                if distance > reach:
-                    break
-                found.append(Near(distance, number, row))
+            if owner and owner in (own, last):
+                continue
             last = owner
+            row = objects.object(owner - 1) if owner else None
+            if row is not None and row.size > _WHOLE_MAX:
+                continue
+            distance += objects.frame(number).stored if row is None else self._stored(row)
+            if distance > reach:
+                break
+            found.append(Near(distance, number, row))
         return found
+
+    def _stored(self, row: ObjectRow) -> int:
+        """Return the bytes of an object of a few frames as stored."""
+        extents = self._objects.extents(row, 0, row.size)
+        return sum(self._objects.frame(extent.frame).stored for extent in extents if extent.frame != HOLE)
 
     # -- whether it is of use -------------------------------------------------------------------------------------------------------
 

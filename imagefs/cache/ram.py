@@ -144,7 +144,7 @@ class RamCache:
                 self._evict(self._limit, slab)
 
     def fill(self, slab: Slab) -> None:
-        """Say that all of a slab will be written: it gets a buffer for that. Nobody has seen anything of it."""
+        """Say that all of a slab will be written: it gets a buffer for that, unless anything of it is there, or on its way."""
         if not self._pool and self._from_disk_bytes * _FROM_DISK_SHARE > self._limit:
             self._recycle()
         slab.fill(self._pool)

@@ -23,7 +23,7 @@ class CacheService:
 
     opened: OpenedTier
     resolve: Callable[[str], str]
-    bring: Callable[[str], None]
+    bring: Callable[[str], object]
 
     async def handle(self, request: requests.Cache) -> dict[str, object]:
         """Do what is asked; raise an ``ImageFSError`` if it cannot be done."""

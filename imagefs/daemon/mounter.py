@@ -51,8 +51,6 @@ class BindMounter:
             slot = self._forest.by_name.get(image.name.encode())
             if slot is None:
                 slot = self._session.show(self._table.slot_for(image.name), image)
-            else:
-                image.close()
             path = Path(mountpoint)
             try:
                 await self._call(path, check_mountpoint, path)

@@ -8,7 +8,7 @@ import trio
 
 from imagefs.cache.disk_open import OpenedTier
 from imagefs.cache.disk_place import CachePlace
-from imagefs.cache.image import open_image
+from imagefs.cache.index import bring_index
 from imagefs.config import Config
 from imagefs.daemon.caching import CacheService
 from imagefs.daemon.requests import Cache
@@ -28,7 +28,7 @@ def ask_here(config: Config, action: str, fields: Mapping[str, Any]) -> dict[str
     service = CacheService(
         opened,
         resolve=lambda ref: resolve(store, ref),
-        bring=lambda manifest: open_image(store, config.cache, manifest).close(),
+        bring=lambda manifest: bring_index(store, config.cache, manifest),
     )
     answers: list[dict[str, object]] = []
 

@@ -24,7 +24,7 @@ from imagefs.cache.counters import ReadCounters
 from imagefs.cache.disk_open import OpenedTier
 from imagefs.cache.disk_place import CachePlace
 from imagefs.cache.fetcher import Fetcher
-from imagefs.cache.image import open_image
+from imagefs.cache.index import bring_index
 from imagefs.cache.link import Link, LinkCounters
 from imagefs.cache.names import ResolvedNames
 from imagefs.cache.pressure import Pressure, follow
@@ -292,7 +292,7 @@ class _Worker:
 
     def _bring(self, manifest: str) -> None:
         """Bring an image's index to this host. Blocks."""
-        open_image(self._store, self._role.config.cache, manifest).close()
+        bring_index(self._store, self._role.config.cache, manifest)
 
     async def _signals(self, stop: Callable[[], None]) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:

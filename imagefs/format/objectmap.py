@@ -311,7 +311,11 @@ class ObjectMap:
         owners = array("I", bytes(4 * self.frame_count))
         extents = memoryview(self._buffer)[self._extents_at : self._frames_at]
         objects = memoryview(self._buffer)[self._objects_at : self._extents_at]
+        left = self.extent_count
         for number, (_, _, first, count) in enumerate(_OBJECT.iter_unpack(objects), 1):
+            left -= count
+            if left < 0:
+                raise IntegrityError("object map: objects share extents")
             if count > 1:
                 for _, _, frame, _ in _EXTENT.iter_unpack(extents[first * EXTENT_SIZE : (first + count) * EXTENT_SIZE]):
                     if frame < self.frame_count:

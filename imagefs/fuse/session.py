@@ -99,7 +99,6 @@ class FuseSession:
         """Take an image out, and let the kernel drop what it has of it, which takes seconds where that is much: nobody waits for it."""
         self._forest.drop(slot)
         self._reading.forget(slot)
-        slot.image.close()
         self._nursery.start_soon(self._drop_cached, slot.name)
 
     async def _drop_cached(self, name: bytes) -> None:

@@ -10,7 +10,8 @@ import trio
 import trio.testing
 
 from imagefs.cache.counters import ReadCounters
-from imagefs.cache.fetcher import BAD_SECONDS, Fetcher
+from imagefs.cache.fetcher import Fetcher
+from imagefs.cache.flights import BAD_SECONDS
 from imagefs.cache.layout import WINDOW, ObjectRecord
 from imagefs.cache.link import Link, LinkCounters
 from imagefs.cache.neighbours import Neighbours

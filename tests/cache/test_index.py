@@ -1,11 +1,13 @@
 """The index on the host: whole, verified each time, replaced when it is damaged."""
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from imagefs.cache.image import open_image
+from imagefs.cache.layout import ObjectRecord
 from imagefs.errors import AccessError, IntegrityError, NotFoundError
 from imagefs.store.base import blob_key
 from imagefs.store.opening import open_store
@@ -33,8 +35,15 @@ def test_the_index_moves_once(maker: Maker, tmp_path: Path) -> None:
     )
     first.release_pages()
     assert first.tree.lookup(first.tree.root, b"dir") is not None
-    first.close()
-    again.close()
+
+
+def test_a_map_can_be_read_as_long_as_somebody_refers_to_it(maker: Maker, tmp_path: Path) -> None:
+    image = open_image(maker.store, tmp_path / "cache", maker.publish())
+    row = image.objects.object(0)
+    record = ObjectRecord(image, row)
+    del image
+    gc.collect()
+    assert record.lookup.objects.find(row.digest) == row
 
 
 @pytest.mark.parametrize("which", ["manifest", "tree", "objects"])
@@ -43,7 +52,6 @@ def test_a_damaged_file_is_replaced(maker: Maker, tmp_path: Path, which: str, da
     name = maker.publish()
     image = open_image(maker.store, tmp_path / "cache", name)
     digests = {"manifest": name, "tree": image.manifest.tree.digest, "objects": image.manifest.objects.digest}
-    image.close()
     path = tmp_path / "cache/index" / digests[which]
     data = path.read_bytes()
     path.unlink()
@@ -51,14 +59,12 @@ def test_a_damaged_file_is_replaced(maker: Maker, tmp_path: Path, which: str, da
     again = open_image(maker.store, tmp_path / "cache", name)
     assert again.moved > 0
     assert path.read_bytes() == data
-    again.close()
 
 
 def test_a_damaged_blob_is_refused_and_leaves_nothing(maker: Maker, tmp_path: Path) -> None:
     name = maker.publish()
     image = open_image(maker.store, tmp_path / "cache", name)
     tree = image.manifest.tree.digest
-    image.close()
     blob = tmp_path / "store" / blob_key(tree)
     data = bytearray(blob.read_bytes())
     data[len(data) // 2] ^= 0xFF

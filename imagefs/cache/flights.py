@@ -1,0 +1,174 @@
+"""Pieces that are on their way to their slabs, and what comes of each: the one place in which a piece changes its state.
+
+Invariants:
+
+- a piece is ``IN_FLIGHT`` from :meth:`Flights.depart` (or :meth:`Flights.mark`) until it is settled or failed, by whoever brings it;
+- what is settled is verified, may be read from then on, is counted in the RAM tier, and is offered to SSD if it came from the store;
+- a frame that failed is refused for ``BAD_SECONDS`` without asking again; its neighbours are not.
+
+All of it is synchronous and belongs to the trio thread. What does not live here: what is to be fetched (``fetcher``), and how
+(``store_reads``, ``disk_reads``).
+"""
+
+import time
+from collections.abc import Callable, Hashable
+from functools import partial
+from typing import Any, Final, Protocol
+
+from imagefs.cache.counters import ReadCounters
+from imagefs.cache.disk import DiskTier, Place
+from imagefs.cache.layout import Part
+from imagefs.cache.link import Ticket
+from imagefs.cache.pieces import Failures, Frames, Tag, key_of, mark, side_by_side
+from imagefs.cache.planner import GET_MAX, Run, plan_runs
+from imagefs.cache.ram import RamCache
+from imagefs.cache.slab import IN_FLIGHT, MISSING, Slab
+from imagefs.errors import ImageFSError
+from imagefs.format.objectmap import FrameRow
+
+BAD_SECONDS: Final = 2.0
+"""How long a frame that could not be had is refused without asking again."""
+
+_BAD_MAX: Final = 4096
+
+Flight = tuple[Run[Tag], Ticket]
+"""One GET: the frames that it brings, and its place in the queue."""
+
+
+class FetchLog(Protocol):
+    """Where a failed fetch is told: ``structlog``'s bound logger, as far as it is needed."""
+
+    def error(self, event: str, /, *args: Any, **fields: Any) -> Any:  # structlog's signature
+        """Log an event with fields."""
+
+
+class Flights:
+    """What is on its way, and what has just failed."""
+
+    def __init__(
+        self,
+        ram: RamCache,
+        disk: DiskTier | None,
+        counters: ReadCounters,
+        log: FetchLog,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``clock`` tells when a bad frame may be tried again."""
+        self._ram = ram
+        self._disk = disk
+        self._counters = counters
+        self._log = log
+        self._clock = clock
+        self._bad: dict[tuple[str, bytes], tuple[float, ImageFSError]] = {}
+        # Pieces that are on their way from the store: whoever comes to wait for one promotes its GET.
+        self._tickets: dict[tuple[Hashable, int], Ticket] = {}
+
+    # -- before ---------------------------------------------------------------------------------------------------------------------
+
+    def is_on_disk(self, part: Part, piece: int, *, use: bool = True) -> bool:
+        """Say whether SSD seems to have a piece; ``use``: it is to be read."""
+        bounds = part.slab.bounds  # type: ignore[union-attr] # asked for pieces of a slab only
+        return self._disk is not None and self._disk.covers(part.name, part.base + bounds[piece], part.base + bounds[piece + 1], use=use)
+
+    def is_good(self, part: Part, frame: FrameRow, *, demand: bool) -> bool:
+        """Say whether a frame may be asked for; for a reader, raise what it failed with a moment ago."""
+        key = _name(part, frame)
+        known = self._bad.get(key)
+        if known is None:
+            return True
+        until, error = known
+        if self._clock() >= until:
+            del self._bad[key]
+            return True
+        if demand:
+            raise error
+        return False
+
+    def ticket(self, slab: Slab, piece: int) -> Ticket | None:
+        """Return the place in the queue of the GET that brings a piece, if one does."""
+        return self._tickets.get((slab.key, piece))
+
+    def depart(self, wanted: Frames, *, demand: bool, limit: int = GET_MAX) -> list[Flight]:
+        """Return the GETs, of ``limit`` bytes at most, that are to bring these frames, which are on their way from now on."""
+        mark(wanted)
+        planned = [(run, Ticket(demand=demand)) for run in plan_runs(wanted, limit=limit)]
+        for run, ticket in planned:
+            for (part, piece), _ in run.frames:
+                self._tickets[key_of(part, piece)] = ticket
+        return planned
+
+    # -- after ----------------------------------------------------------------------------------------------------------------------
+
+    def settle(self, frames: Frames, *, store: bool) -> None:
+        """Show readers what has landed; what came from the store goes on to SSD."""
+        counters, tickets = self._counters, self._tickets
+        for run in side_by_side(frames):
+            part, first = run[0][0]
+            slab = part.slab
+            assert slab is not None
+            landed = 0
+            for (_, piece), _frame in run:
+                # What was given up meanwhile is no longer this fetch's.
+                if slab.state[piece] == IN_FLIGHT:
+                    ticket = tickets.pop((slab.key, piece), None)
+                    ahead = ticket is not None and ticket.ahead
+                    count = slab.set_ready(piece, ahead=ahead, saved=not store)
+                    landed += count
+                    slab.in_flight -= 1
+                    if store:
+                        counters.frames_fetched += 1
+                        counters.prefetch_bytes += count if ahead else 0
+            if store and self._disk is not None and landed == slab.bounds[first + len(run)] - slab.bounds[first]:
+                self._land(self._disk, part, slab, first, first + len(run))
+            self._ram.landed(slab, landed)
+            slab.lot.unpark_all()
+
+    def _land(self, disk: DiskTier, part: Part, slab: Slab, first: int, last: int) -> None:
+        """Start keeping pieces from ``first`` to ``last`` (exclusive) on SSD."""
+        start, end = slab.bounds[first], slab.bounds[last]
+        place = Place(part.name, part.kind, part.size, part.holes)
+        disk.land(place, part.base + start, slab.view[start:end], partial(self._ram.saved, slab, end - start))
+
+    def fail(self, failed: Failures, *, remember: bool = True) -> None:
+        """Put failed pieces back to missing, and wake who waits; ``remember``: refuse them for a while, with the reason, and log it."""
+        until = self._clock() + BAD_SECONDS
+        for (part, piece), frame, error in failed:
+            slab = part.slab
+            if slab is None or slab.state[piece] != IN_FLIGHT:
+                continue
+            self._tickets.pop((slab.key, piece), None)
+            slab.state[piece] = MISSING
+            slab.in_flight -= 1
+            if remember:
+                if len(self._bad) >= _BAD_MAX:
+                    self._bad.pop(next(iter(self._bad)))
+                self._bad[_name(part, frame)] = (until, error)
+                self._tell(part, frame, error)
+            if not slab.in_flight and not slab.landed:
+                self._ram.drop(slab)
+            slab.lot.unpark_all()
+
+    def abandon(self, flight: Flight, error: ImageFSError) -> None:
+        """Fail what a GET was to bring and has not; nothing of what others bring."""
+        run, ticket = flight
+        mine = [(tag, frame, error) for tag, frame in run.frames if self._tickets.get(key_of(*tag)) is ticket]
+        # What nobody waited for may well be had by who does: that its turn did not come says nothing of the frame.
+        self.fail(mine, remember=ticket.demand)
+
+    def _tell(self, part: Part, frame: FrameRow, error: ImageFSError) -> None:
+        lookup = part.record.lookup
+        self._log.error(
+            "frame_failed",
+            manifest=lookup.name,
+            object=part.record.digest.hex(),
+            frame=frame.digest.hex(),
+            pack=lookup.objects.pack(frame.pack).digest.hex(),
+            tier="store",
+            error=error.message,
+        )
+
+
+def _name(part: Part, frame: FrameRow) -> tuple[str, bytes]:
+    """Name a frame as an image has it: another image may know a place for it where it can be had."""
+    return part.record.lookup.name, frame.digest
