@@ -2,9 +2,10 @@
 
 A reader is *sequential* while each request lies near where the last ones ended, a little before or after: the kernel sends several requests
 at once, and they may arrive in another order. What it has read so far in this way is its *streak*; the window ahead of it is as long as
-the streak, up to ``most``, so it doubles as the reader gets twice as far, and is gone when the reader jumps. Counted are bytes that were
-both read and got over: neither reading the same bytes again nor stepping over many makes a streak longer. Not more than the streak,
-because a page fault makes the kernel read 4 MiB around it, which looks like a reader that begins and then is none.
+the streak, or twice that once the streak is longer than what the kernel reads by itself, up to ``most``; and is gone when the
+reader jumps. Counted are bytes that were both read and got over: neither reading the same bytes again nor stepping over many makes a
+streak longer. At first not more than the streak, because a page fault makes the kernel read 4 MiB around it, which looks like a reader
+that begins and then is none.
 
 Invariants:
 
@@ -79,7 +80,7 @@ class Readahead:
         streak = min(self._read, ahead - self._base)
         if streak < _STREAK_MIN:
             return NOTHING
-        window = min(max(streak, min(2 * streak, _START)), self._most)
+        window = min(2 * streak if streak > _NEAR else max(streak, min(2 * streak, _START)), self._most)
         if 2 * (self._asked - ahead) >= window:
             return NOTHING
         return self._ask(window, size)
@@ -97,9 +98,10 @@ class Readahead:
         self._cost += stop - start
         self._asked = stop
         # Until the reader is past one of these, half a window is there, or all that is left: no window is larger than ``most``, and none
-        # of a streak of ``_START`` or more is larger than the streak.
+        # of a streak of ``_START`` or more is larger than twice the streak.
         if stop == size:
             self._calm = size
         else:
-            self._calm = max(stop - self._most // 2, (2 * stop + self._base) // 3 if self._next - self._base >= _START else 0)
+            calm = (stop + self._base) // 2 if self._next - self._base >= _START else 0
+            self._calm = max(stop - self._most // 2, calm)
         return start, stop
