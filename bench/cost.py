@@ -7,6 +7,8 @@ import threading
 import time
 from pathlib import Path
 
+from blake3 import blake3
+
 from bench.far import FarProduct, far_server
 from bench.harness import Run, cpu_of, read_through, scratch, seconds, timed
 from imagefs.cache.gate import Ticket
@@ -24,18 +26,21 @@ def bench_cost(run: Run) -> None:
         wall: dict[bool, list[float]] = {True: [], False: []}
         cpu: dict[bool, list[float]] = {True: [], False: []}
         shares: list[float] = []
-        for number in range(max(run.runs, 5)):
-            for verified in (True, False):
+        for number in range(2 * max(run.runs, 3)):
+            # Each goes first as often: who comes second finds memory that the machine need not fetch from its host.
+            for verified in (True, False) if number % 2 else (False, True):
                 took, spent = _cold(FarProduct(tmp, server, server.endpoint, f"{verified}{number}"), "library", verified=verified)
                 wall[verified].append(took)
                 cpu[verified].append(spent)
             shares.append((1 - wall[False][-1] / wall[True][-1]) * 100)
-        run.add("verification, of the time of a cold read", statistics.median(shares), "%", note=f"{min(shares):.1f} to {max(shares):.1f}")
-        spent = statistics.median(cpu[True]) - statistics.median(cpu[False])
-        run.add("verification, CPU time", spent / _SIZE * 1e9, "s/GB", note=f"of {statistics.median(cpu[True]) / _SIZE * 1e9:.2f}")
-        flight = _single_flight() * _SIZE / _FRAME / statistics.median(wall[True]) * 100
-        run.add("single flight, of the time of a cold read", flight, "%")
-        run.add("both", statistics.median(shares) + flight, "%", 8)
+        note = f"{min(shares):.0f} to {max(shares):.0f}: memory that is touched first costs more than all of it"
+        run.add("cold read without verification: time saved", statistics.median(shares), "%", note=note)
+        # So what counts is measured by itself: what the daemon does for that a frame, of the CPU time that a cold read needs.
+        spent = statistics.median(cpu[True])
+        hashing, flight = _hashing(tmp / "source" / "library") / spent * 100, _single_flight() * _SIZE / _FRAME / spent * 100
+        run.add("verification, of the CPU time of a cold read", hashing, "%", note=f"of {spent / _SIZE * 1e9:.2f} s/GB")
+        run.add("single flight, of the CPU time of a cold read", flight, "%")
+        run.add("both", hashing + flight, "%", 8)
         ours = [_cold(FarProduct(tmp, server, server.endpoint, f"noise{number}"), "noise", verified=True)[1] for number in range(run.runs)]
         run.add("CPU of the daemon, content as it is stored", statistics.median(ours) / _SIZE * 1e9, "s/GB")
         environment = {name: value for name, value in os.environ.items() if name != "AWS_CA_BUNDLE"} | server.environment
@@ -56,6 +61,18 @@ def _cold(host: FarProduct, name: str, *, verified: bool) -> tuple[float, float]
         before = cpu_of(host)
         took = seconds(lambda: read_through(point / name))
         return took, cpu_of(host) - before
+
+
+def _hashing(path: Path) -> float:
+    """Seconds that it takes to hash a file in frames, the quickest of three times."""
+    data = memoryview(path.read_bytes())
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        for at in range(0, len(data), _FRAME):
+            blake3(data[at : at + _FRAME]).digest()
+        times.append(time.perf_counter() - start)
+    return min(times)
 
 
 def _single_flight() -> float:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from unittest import mock
 
 from bench.harness import Run, scratch
+from imagefs.digest import Buffer
 from imagefs.store.base import ByteRange
 from imagefs.store.opening import open_store
 from imagefs.store.s3 import S3Store
@@ -39,7 +40,7 @@ def bench_ranged_get(run: Run) -> None:
         def by_boto3(byte_range: ByteRange) -> bytes:
             return exactly(client, "bench", "ranged-get/packs/a", byte_range)
 
-        def by_obstore(byte_range: ByteRange) -> bytes:
+        def by_obstore(byte_range: ByteRange) -> Buffer:
             return store.get("packs/a", byte_range)
 
         for (name, (size, bound)), threads in itertools.product(_SIZES.items(), (1, 16)):
@@ -58,7 +59,7 @@ def bench_ranged_get(run: Run) -> None:
         store.close()
 
 
-def _round(get: Callable[[ByteRange], bytes], size: int, threads: int) -> tuple[float, float]:
+def _round(get: Callable[[ByteRange], Buffer], size: int, threads: int) -> tuple[float, float]:
     """Read with so many threads; return CPU seconds a GET and bytes a second."""
     count = min(_MOST, _MOVED // size)
     starts = itertools.cycle(range(0, _OBJECT, size))

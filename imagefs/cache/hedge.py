@@ -8,6 +8,7 @@ from typing import Final
 
 import trio
 
+from imagefs.digest import Buffer
 from imagefs.errors import ImageFSError
 
 SHARE: Final = 0.05
@@ -48,7 +49,7 @@ class Race:
         """Nobody runs yet."""
         self.over = trio.Event()
         """Set when the outcome is known."""
-        self.data: bytes | None = None
+        self.data: Buffer | None = None
         self.hedge_began: float | None = None
         self.hedge_won = False
         self._error: ImageFSError | None = None
@@ -60,7 +61,7 @@ class Race:
         if hedge:
             self.hedge_began = began
 
-    def win(self, data: bytes, *, hedge: bool) -> None:
+    def win(self, data: Buffer, *, hedge: bool) -> None:
         """One has the bytes. Later ones are ignored."""
         if not self.over.is_set():
             self.data = data
@@ -74,7 +75,7 @@ class Race:
         if not self._running:
             self.over.set()
 
-    def result(self) -> bytes:
+    def result(self) -> Buffer:
         """Return the bytes, or raise the error."""
         if self.data is not None:
             return self.data

@@ -27,6 +27,7 @@ from imagefs.cache.control import Control, LinkCounters, LinkLog
 from imagefs.cache.gate import WAITING, Ticket
 from imagefs.cache.hedge import Race
 from imagefs.cache.threads import GetThreads, Runner
+from imagefs.digest import Buffer
 from imagefs.errors import DeadlineError, ImageFSError, IntegrityError, StoreError
 from imagefs.store.base import ByteRange
 
@@ -40,7 +41,7 @@ BACKOFF_MAX: Final = 5.0
 class PackSource(Protocol):
     """Where packs are: a store, as far as it is needed. See ``ObjectStore.get``."""
 
-    def get(self, key: str, byte_range: ByteRange | None = None) -> bytes:
+    def get(self, key: str, byte_range: ByteRange | None = None) -> Buffer:
         """Return exactly the bytes of the range, or raise. Blocks."""
 
 
@@ -91,7 +92,7 @@ class Link:
 
     # -- for callers ----------------------------------------------------------------------------------------------------------------
 
-    async def get(self, key: str, byte_range: ByteRange, ticket: Ticket, *, until: float | None = None) -> bytes:
+    async def get(self, key: str, byte_range: ByteRange, ticket: Ticket, *, until: float | None = None) -> Buffer:
         """Return exactly the bytes of a range of a pack by ``until``, or raise an ``ImageFSError``.
 
         ``until`` is on the clock, and by default the deadline from now. A ticket is for one GET.
@@ -119,7 +120,7 @@ class Link:
 
     # -- one GET: attempts until one is final ---------------------------------------------------------------------------------------
 
-    async def _persist(self, wanted: _Get) -> bytes:
+    async def _persist(self, wanted: _Get) -> Buffer:
         control, ticket = self._control, wanted.ticket
         while True:
             await self._clearance(wanted)
@@ -180,7 +181,7 @@ class Link:
 
     # -- one attempt ----------------------------------------------------------------------------------------------------------------
 
-    async def _attempt(self, wanted: _Get) -> bytes:
+    async def _attempt(self, wanted: _Get) -> Buffer:
         """Send a GET, and let the control learn from how it went."""
         control, began, race = self._control, self._clock(), Race()
         probe = control.breaker.begin()
@@ -252,7 +253,7 @@ class Link:
             self._control.leave(ticket)
 
 
-def _checked(wanted: _Get, data: bytes) -> bytes:
+def _checked(wanted: _Get, data: Buffer) -> Buffer:
     if len(data) != wanted.size:
         raise IntegrityError(f"the store gave {len(data)} bytes of {wanted.key}, not {wanted.size}")
     return data

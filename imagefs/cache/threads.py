@@ -12,6 +12,8 @@ from typing import Protocol
 
 import trio
 
+from imagefs.digest import Buffer
+
 
 class Runner(Protocol):
     """Runs blocking calls for the trio thread. Cancelling returns at once, and leaves the call to itself."""
@@ -20,7 +22,7 @@ class Runner(Protocol):
     def abandoned(self) -> int:
         """Calls that were given up and have not ended."""
 
-    async def __call__(self, call: Callable[[], bytes]) -> bytes:
+    async def __call__(self, call: Callable[[], Buffer]) -> Buffer:
         """Return what the call returns, or raise what it raises."""
 
 
@@ -40,7 +42,7 @@ class GetThreads:
             self._abandoned = [call for call in self._abandoned if not call.ended]
         return len(self._abandoned)
 
-    async def __call__(self, call: Callable[[], bytes]) -> bytes:
+    async def __call__(self, call: Callable[[], Buffer]) -> Buffer:
         """Return what the call returns, or raise what it raises."""
         await trio.lowlevel.checkpoint_if_cancelled()
         mine = _Call(call)
@@ -56,11 +58,11 @@ class _Call:
 
     __slots__ = ("_call", "ended")
 
-    def __init__(self, call: Callable[[], bytes]) -> None:
+    def __init__(self, call: Callable[[], Buffer]) -> None:
         self._call = call
         self.ended = False
 
-    def run(self) -> bytes:
+    def run(self) -> Buffer:
         try:
             return self._call()
         finally:

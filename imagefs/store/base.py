@@ -15,7 +15,7 @@ Keys are ``/``-separated relative paths of ``[A-Za-z0-9._-]`` parts; anything el
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Protocol, overload
 
 from imagefs.digest import Buffer
 
@@ -46,7 +46,13 @@ class KeyInfo:
 class BlobSource(Protocol):
     """What reading takes of an :class:`ObjectStore`."""
 
-    def get(self, key: str, byte_range: ByteRange | None = None) -> bytes:
+    @overload
+    def get(self, key: str) -> bytes: ...
+
+    @overload
+    def get(self, key: str, byte_range: ByteRange | None = ...) -> Buffer: ...
+
+    def get(self, key: str, byte_range: ByteRange | None = None) -> Buffer:
         """See :class:`ObjectStore`."""
 
     def head(self, key: str) -> KeyInfo:
@@ -60,8 +66,14 @@ class ObjectStore(Protocol):
     def url(self) -> str:
         """The URL that opens this store again, without credentials."""
 
-    def get(self, key: str, byte_range: ByteRange | None = None) -> bytes:
-        """Return the blob, or exactly the bytes of ``byte_range``.
+    @overload
+    def get(self, key: str) -> bytes: ...
+
+    @overload
+    def get(self, key: str, byte_range: ByteRange | None = ...) -> Buffer: ...
+
+    def get(self, key: str, byte_range: ByteRange | None = None) -> Buffer:
+        """Return the blob, or exactly the bytes of ``byte_range``, which may be any buffer: packs are read so, and not copied.
 
         ``NotFoundError`` if there is no such key; ``IntegrityError`` if the blob ends before ``byte_range.end``.
         """

@@ -68,7 +68,7 @@ def _blob_chunks(store: BlobSource, name: str, size: int) -> Iterator[bytes]:
     decompressor = zstandard.ZstdDecompressor().decompressobj()
     try:
         for start in range(0, stored, _STEP):
-            piece = store.get(key, ByteRange(start, min(start + _STEP, stored)))
+            piece = memoryview(store.get(key, ByteRange(start, min(start + _STEP, stored))))
             # Small bites bound what one call may inflate to, whatever the bytes are: zstd makes 128 KiB of four bytes.
             if decompressor.eof:
                 break

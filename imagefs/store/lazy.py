@@ -7,7 +7,7 @@ is raised again. Safe from many threads; while one opens, the others wait for it
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final
+from typing import Final, overload
 
 from imagefs.digest import Buffer
 from imagefs.errors import ImageFSError
@@ -52,7 +52,13 @@ class LazyStore:
                 raise
             return self._store
 
-    def get(self, key: str, byte_range: ByteRange | None = None) -> bytes:
+    @overload
+    def get(self, key: str) -> bytes: ...
+
+    @overload
+    def get(self, key: str, byte_range: ByteRange | None = ...) -> Buffer: ...
+
+    def get(self, key: str, byte_range: ByteRange | None = None) -> Buffer:
         """See the protocol."""
         return self._opened().get(key, byte_range)
 

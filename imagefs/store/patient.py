@@ -6,8 +6,9 @@ For what is read a few times a mount (refs, manifests, indexes). Packs come thro
 import random
 import time
 from collections.abc import Callable
-from typing import Final, TypeVar
+from typing import Final, TypeVar, overload
 
+from imagefs.digest import Buffer
 from imagefs.errors import DeadlineError, ImageFSError, StoreError
 from imagefs.store.base import ByteRange, KeyInfo, ObjectStore
 
@@ -24,7 +25,13 @@ class PatientReads:
         self._store = store
         self._until = time.monotonic() + deadline
 
-    def get(self, key: str, byte_range: ByteRange | None = None) -> bytes:
+    @overload
+    def get(self, key: str) -> bytes: ...
+
+    @overload
+    def get(self, key: str, byte_range: ByteRange | None = ...) -> Buffer: ...
+
+    def get(self, key: str, byte_range: ByteRange | None = None) -> Buffer:
         """See the protocol."""
         return self._persist(lambda: self._store.get(key, byte_range))
 

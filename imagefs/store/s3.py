@@ -17,7 +17,7 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
 from botocore.exceptions import ClientError
 
@@ -69,7 +69,13 @@ class S3Store:
 
     # -- reading --------------------------------------------------------------------------------------------------------------------
 
-    def get(self, key: str, byte_range: ByteRange | None = None) -> bytes:
+    @overload
+    def get(self, key: str) -> bytes: ...
+
+    @overload
+    def get(self, key: str, byte_range: ByteRange | None = ...) -> Buffer: ...
+
+    def get(self, key: str, byte_range: ByteRange | None = None) -> Buffer:
         """See :meth:`ObjectStore.get <imagefs.store.base.ObjectStore.get>`."""
         name = self._name(key)
         if byte_range is None:

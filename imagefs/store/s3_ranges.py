@@ -80,7 +80,7 @@ class FastRanges:
             credential_provider=self._credential,
         )
 
-    def get(self, key: str, byte_range: ByteRange) -> bytes | None:
+    def get(self, key: str, byte_range: ByteRange) -> memoryview | None:
         """Return exactly the bytes, or None where boto3 has to be asked why not."""
         try:
             data = obstore.get_range(self._store, key, start=byte_range.start, end=byte_range.end)
@@ -91,7 +91,7 @@ class FastRanges:
             if "kind: Interrupted" in text:
                 raise StoreError(f"the connection to the store broke (GetObject of {key})") from error
             return None
-        return bytes(data) if len(data) == byte_range.end - byte_range.start else None
+        return memoryview(data) if len(data) == byte_range.end - byte_range.start else None
 
     def _credential(self) -> "S3Credential":
         access, secret, token = self._keys()

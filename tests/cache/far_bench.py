@@ -16,7 +16,7 @@ from imagefs.cache.fetcher import Fetcher
 from imagefs.cache.layout import ObjectRecord
 from imagefs.cache.link import Link, LinkCounters
 from imagefs.cache.ram import RamCache
-from imagefs.digest import digest_of
+from imagefs.digest import Buffer, digest_of
 from imagefs.format.objectmap import Extent, ObjectMap, build_object_map
 from imagefs.store.base import ByteRange, ObjectStore, pack_key
 from tests.cache.test_fetcher import Log, Lookup
@@ -48,9 +48,9 @@ class Far:
     def get(self, key: str, byte_range: ByteRange | None = None) -> bytes:
         assert byte_range is not None
         self.gets.append((key, byte_range))
-        return self.hook(key, byte_range, self.inner.get(key, byte_range))
+        return self.hook(key, byte_range, bytes(self.inner.get(key, byte_range)))
 
-    async def __call__(self, call: Callable[[], bytes]) -> bytes:
+    async def __call__(self, call: Callable[[], Buffer]) -> Buffer:
         data = call()
         await trio.sleep(self.seconds + len(data) / self.rate)
         return data

@@ -45,7 +45,7 @@ class SpyStore:
 
     def get(self, key: str, byte_range: ByteRange | None = None) -> bytes:
         self.gets.append((key, byte_range))
-        return self.hook(key, byte_range, self.inner.get(key, byte_range))
+        return self.hook(key, byte_range, bytes(self.inner.get(key, byte_range)))
 
 
 @dataclass

@@ -59,7 +59,7 @@ class Bench:
         self.errors: list[ImageFSError] = []
 
     async def get(self, size: int = SMALL.end, *, demand: bool = True, ticket: Ticket | None = None, until: float | None = None) -> bytes:
-        return await self.link.get("packs/p", ByteRange(0, size), ticket or Ticket(demand=demand), until=until)
+        return bytes(await self.link.get("packs/p", ByteRange(0, size), ticket or Ticket(demand=demand), until=until))
 
     async def tried(self, size: int = SMALL.end, *, demand: bool = True, until: float | None = None) -> bool:
         """GET, and note how long it took, and the error."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import trio
 
+from imagefs.digest import Buffer
 from imagefs.store.base import ByteRange
 
 FOREVER = float("inf")
@@ -129,7 +130,7 @@ class Wire:
         self._size = size
         return b""
 
-    async def __call__(self, call: Callable[[], bytes]) -> bytes:
+    async def __call__(self, call: Callable[[], Buffer]) -> Buffer:
         await trio.lowlevel.checkpoint_if_cancelled()
         self.in_flight += 1
         self.peak = max(self.peak, self.in_flight)

@@ -69,7 +69,7 @@ class FaultyStore:
 
     def get(self, key: str, byte_range: ByteRange | None = None) -> bytes:
         change = self._enter("get", key)
-        data = self.inner.get(key, byte_range)
+        data = bytes(self.inner.get(key, byte_range))
         return change(data) if change else data
 
     def get_versioned(self, key: str) -> tuple[bytes, str]:
