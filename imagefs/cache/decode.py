@@ -5,12 +5,29 @@ garbage that nobody must be shown. What does not live here: the frame format (``
 ``bytes`` instead and is what everything uses that is not on the way of a read.
 """
 
+import ctypes
+from typing import Final
+
 import zstandard
 from blake3 import blake3
 
 from imagefs.errors import IntegrityError, UnsupportedError
 from imagefs.format.objectmap import FrameRow
 from imagefs.format.pack import CODEC_RAW, CODEC_ZSTD
+
+_POPULATE_WRITE: Final = 23  # MADV_POPULATE_WRITE, from Linux 5.14 on
+_POPULATE_FROM: Final = 64 * 1024
+_PAGE: Final = 4096
+_libc: Final = ctypes.CDLL(None)
+
+
+def _populate(target: memoryview) -> None:
+    """Have the memory behind a buffer made, without the interpreter's lock: a plain copy would hold that while pages are zeroed."""
+    if len(target) >= _POPULATE_FROM:
+        start = ctypes.addressof(ctypes.c_char.from_buffer(target))
+        first = start & -_PAGE
+        # Where the kernel does not know this, the copy makes the pages.
+        _libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(start + len(target) - first), _POPULATE_WRITE)
 
 
 def decode_into(target: memoryview, stored: memoryview, frame: FrameRow, decompressor: zstandard.ZstdDecompressor) -> None:
@@ -31,6 +48,7 @@ def decode_into(target: memoryview, stored: memoryview, frame: FrameRow, decompr
     elif frame.codec == CODEC_RAW:
         count = len(stored)
         if count == frame.length:
+            _populate(target)
             target[:] = stored
     else:
         raise UnsupportedError(f"frame {frame.digest.hex()}: codec {frame.codec} is not known", hint="a newer version of ImageFS wrote it")
