@@ -28,6 +28,9 @@ ALONG_MAX: Final = 32 * 1024 * 1024
 CONTENT_MAX: Final = 16 * 1024 * 1024
 """Bytes of content that one miss brings along, at most: what compresses well is small on the link, and not in RAM."""
 
+_LOOK: Final = 2 * CONTENT_MAX
+"""Bytes of an object that are looked at in one direction, at most: a hole may be very long."""
+
 _GET: Final = 1024 * 1024
 """Bytes that one GET moves, at most: the nearest should be there first."""
 
@@ -86,12 +89,14 @@ class Along:
 
     def _onward(self, record: ObjectRecord, start: int) -> Iterator[Part]:
         """Yield an object from byte ``start`` on, window by window."""
-        for base in range(start // WINDOW * WINDOW, record.size, WINDOW):
+        first = start // WINDOW * WINDOW
+        for base in range(first, min(record.size, first + _LOOK), WINDOW):
             yield from parts_of(record, max(base, start), min(base + WINDOW, record.size), self._ram)
 
     def _backward(self, record: ObjectRecord, end: int) -> Iterator[Part]:
         """Yield an object from byte ``end`` (exclusive) back to its beginning, window by window."""
-        for base in range((end - 1) // WINDOW * WINDOW, -1, -WINDOW):
+        first = (end - 1) // WINDOW * WINDOW
+        for base in range(first, max(-1, first - _LOOK), -WINDOW):
             yield from reversed(parts_of(record, base, min(base + WINDOW, end), self._ram))
 
     def _beside(self, record: ObjectRecord, number: int, reach: int) -> Iterator[Part]:

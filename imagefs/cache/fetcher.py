@@ -101,8 +101,7 @@ class Fetcher:
             if ahead < until:
                 self._read_ahead(record, ahead, until)
             # What comes from SSD, this task brings itself: a task of its own, and its wake-up, cost as much as a tenth of a megabyte.
-            for load in loads[1:]:
-                self._nursery.start_soon(self._load, load)
+            self._start_loads(loads[1:])
             for load in loads[:1]:
                 await self._load(load)
             for part in parts:
@@ -156,6 +155,25 @@ class Fetcher:
         """
         loads: list[Load] = []
         wanted: Frames = []
+        try:
+            source = self._sort_out(parts, loads, wanted, demand=demand)
+        except ImageFSError:
+            # What SSD has is on its way by now, and others may wait for it.
+            self._start_loads(loads)
+            raise
+        if own is None:
+            self._start_loads(loads)
+        else:
+            own += loads
+        if wanted:
+            source = STORE
+            self._fetch(wanted, demand=demand)
+            if demand:
+                self._along.start(wanted)
+        return source
+
+    def _sort_out(self, parts: Iterable[Part], loads: list[Load], wanted: Frames, *, demand: bool) -> int:
+        """Add what parts lack to what is to be read from SSD, or to what is wanted from the store; return what there is to wait for."""
         source = NOWHERE
         flights = self._flights
         for part in parts:
@@ -191,17 +209,11 @@ class Fetcher:
                 found = self._from_disk.depart(part, stored, demand=demand)
                 loads += found
                 wanted += () if found else stored
-        if own is not None:
-            own += loads
-        else:
-            for load in loads:
-                self._nursery.start_soon(self._load, load)
-        if wanted:
-            source = STORE
-            self._fetch(wanted, demand=demand)
-            if demand:
-                self._along.start(wanted)
         return source
+
+    def _start_loads(self, loads: list[Load]) -> None:
+        for load in loads:
+            self._nursery.start_soon(self._load, load)
 
     def _shows(self, record: ObjectRecord, slab: Slab, first: int, last: int) -> bool:
         """Say whether pieces are there, and if so, note that they are read."""

@@ -27,7 +27,7 @@ CREDIT: Final = 128 * 1024 * 1024
 """Bytes of content that are fetched along, of an image, before anything shows whether that is of use."""
 
 EARNED: Final = 4
-_LOCAL_SECONDS: Final = 0.002
+_LOCAL_SECONDS: Final = 0.005
 _WHOLE_MAX: Final = 1024 * 1024
 """Bytes of the objects with several frames that count as neighbours; larger ones lie in packs of their own."""
 

@@ -29,7 +29,7 @@ from collections.abc import Hashable
 from itertools import islice
 from typing import Final
 
-from imagefs.cache.slab import Pool, Slab
+from imagefs.cache.slab import SLAB_MAX, Pool, Slab
 
 _SMALL_SHARE: Final = 10
 _FRESH_SHARE: Final = 4
@@ -145,7 +145,9 @@ class RamCache:
 
     def fill(self, slab: Slab) -> None:
         """Say that all of a slab will be written: it gets a buffer for that, unless anything of it is there, or on its way."""
-        if not self._pool and self._from_disk_bytes * _FROM_DISK_SHARE > self._limit:
+        if slab.in_flight or slab.missing != len(slab.state):
+            return
+        if slab.bounds[-1] == SLAB_MAX and not self._pool and self._from_disk_bytes * _FROM_DISK_SHARE > self._limit:
             self._recycle()
         slab.fill(self._pool)
 

@@ -157,12 +157,12 @@ class Slab(_Holder):
         return bisect_right(self.bounds, start) - 1, bisect_left(self.bounds, stop)
 
     def fill(self, pool: Pool) -> None:
-        """Say that all of it will be written: a buffer of ``pool`` serves it if there is one, else huge pages do.
+        """Say that all of it will be written, before any of it is there or on its way: a buffer of ``pool`` serves it, else huge pages do.
 
-        Its buffer goes to the pool afterwards. Nothing happens to a slab of which anything is there, or on its way.
+        Its buffer goes to the pool afterwards.
         """
         buffer = self.buffer
-        if not isinstance(buffer, mmap.mmap) or self.in_flight or self.missing != len(self.state):
+        if not isinstance(buffer, mmap.mmap):
             return
         if len(buffer) == SLAB_MAX:
             self._pool = pool

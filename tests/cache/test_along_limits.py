@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import trio
 
-from imagefs.cache import neighbours
+from imagefs.cache import along, neighbours
 from imagefs.cache.fetcher import Fetcher
+from imagefs.cache.layout import WINDOW, ObjectRecord, Part, parts_of
 from imagefs.cache.pieces import Decoder, Failures, Frames
+from imagefs.cache.ram import RamCache
 from imagefs.errors import NotFoundError
 from imagefs.format.objectmap import FRAME_SIZE
 from imagefs.store.base import ByteRange, pack_key
@@ -214,5 +216,26 @@ def test_objects_of_a_few_frames_count_in_full_against_the_reach(maker: Maker) -
         await bench.read(f, missed[0])
         await trio.sleep(LATER)
         assert bench.counters.prefetch_bytes <= reach  # four times that: an object counts with its nearest frame
+
+    bench.run(body)
+
+
+def test_a_long_hole_beside_a_miss_is_not_looked_through(maker: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = noise(2 * FRAME) + bytes(200 * MIB)
+    maker.file("sparse", data, hole=(2 * FRAME, len(data)))
+    bench = Bench(maker)
+    looked: list[int] = []
+
+    def look(record: ObjectRecord, offset: int, end: int, ram: RamCache, *, create: bool = True) -> list[Part]:
+        looked.append(offset)
+        return parts_of(record, offset, end, ram, create=create)
+
+    monkeypatch.setattr(along, "parts_of", look)
+
+    async def body(f: Fetcher) -> None:
+        await bench.read(f, data, 0, 100)
+        await trio.sleep(LATER)
+        assert 1 <= len(looked) <= 2 * along.CONTENT_MAX // WINDOW + 2
+        assert bench.moved()[:2] == [1, 1]
 
     bench.run(body)

@@ -16,7 +16,7 @@ from imagefs.cache.layout import WINDOW, ObjectRecord
 from imagefs.cache.link import Link, LinkCounters
 from imagefs.cache.ram import RamCache
 from imagefs.digest import digest_of
-from imagefs.errors import ImageFSError, StoreError
+from imagefs.errors import ImageFSError, NotFoundError, StoreError
 from imagefs.format.objectmap import ObjectMap, build_object_map
 from imagefs.store.base import ByteRange
 from imagefs.store.opening import open_store
@@ -283,3 +283,29 @@ def test_ten_thousand_corruptions_give_no_wrong_byte(maker: Maker, tmp_path: Pat
     host.run(from_ssd)
     assert host.counters.verify_failures == 0
     assert 2 * count >= 10_000
+
+
+def _gone(_key: str, _range: ByteRange | None, _data: bytes) -> bytes:
+    raise NotFoundError("gone")
+
+
+def test_a_read_that_cannot_have_one_part_leaves_the_other_to_others(host: Host) -> None:
+    data = noise(2 * WINDOW)
+    host.maker.file("big", data)
+
+    async def first(fetcher: Fetcher, disk: DiskTier, record: Callable[[bytes], ObjectRecord]) -> None:
+        assert await read(fetcher, record(data), 0, WINDOW) == data[:WINDOW]
+        await disk.settled()
+
+    async def second(fetcher: Fetcher, disk: DiskTier, record: Callable[[bytes], ObjectRecord]) -> None:
+        host.store.hook = _gone
+        with pytest.raises(ImageFSError):
+            await read(fetcher, record(data), WINDOW, 2 * WINDOW)
+        with pytest.raises(ImageFSError):
+            await read(fetcher, record(data), 0, 2 * WINDOW)
+        with trio.fail_after(3):
+            assert await read(fetcher, record(data), 0, WINDOW) == data[:WINDOW]
+        assert disk.counters.damaged_files == 0
+
+    host.run(first)
+    host.run(second)
