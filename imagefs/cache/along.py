@@ -5,8 +5,7 @@ no more than its image has credit for; never more than ``ALONG_MAX`` bytes of it
 cannot be had, or that the map is unsound there, disturbs nobody who did not ask for it.
 """
 
-import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator
 from typing import Final
 
 import trio
@@ -60,12 +59,19 @@ class Along:
         if latency is None or not reach or near.credit <= 0 or self._moving >= ALONG_MAX or not near.is_built:
             return
         wanted: Frames = []
-        # Whoever wants what is unsound will be told.
-        with contextlib.suppress(ImageFSError):
+        try:
             self._add_around(wanted, missed, reach, min(CONTENT_MAX, near.credit))
+        except ImageFSError:
+            # Whoever wants what is unsound will be told.
+            pass
+        except Exception as error:  # noqa: BLE001 # a guess must not fail who reads something else
+            self._log.error("fetching_along_failed", error=str(error))
         if wanted:
             near.spend(sum(frame.length for _, frame in wanted))
-            self._nursery.start_soon(self._bring, self._flights.depart(wanted, demand=False, limit=_GET), latency)
+            flights = self._flights.depart(wanted, demand=False, limit=_GET)
+            moved = sum(run.end - run.start for run, _ in flights)
+            self._moving += moved
+            self._nursery.start_soon(self._bring, flights, moved, latency)
 
     async def _learn(self, near: Neighbours) -> None:
         try:
@@ -87,28 +93,37 @@ class Along:
             left -= max(after, before)
         self._add(wanted, self._beside(record, number, left), 2 * left, most)
 
-    def _onward(self, record: ObjectRecord, start: int) -> Iterator[Part]:
+    def _onward(self, record: ObjectRecord, start: int) -> "Generator[Part, None, None]":
         """Yield an object from byte ``start`` on, window by window."""
         first = start // WINDOW * WINDOW
         for base in range(first, min(record.size, first + _LOOK), WINDOW):
-            yield from parts_of(record, max(base, start), min(base + WINDOW, record.size), self._ram)
+            yield from self._each(parts_of(record, max(base, start), min(base + WINDOW, record.size), self._ram))
 
-    def _backward(self, record: ObjectRecord, end: int) -> Iterator[Part]:
+    def _backward(self, record: ObjectRecord, end: int) -> "Generator[Part, None, None]":
         """Yield an object from byte ``end`` (exclusive) back to its beginning, window by window."""
         first = (end - 1) // WINDOW * WINDOW
         for base in range(first, max(-1, first - _LOOK), -WINDOW):
-            yield from reversed(parts_of(record, base, min(base + WINDOW, end), self._ram))
+            yield from self._each(parts_of(record, base, min(base + WINDOW, end), self._ram)[::-1])
 
-    def _beside(self, record: ObjectRecord, number: int, reach: int) -> Iterator[Part]:
+    def _beside(self, record: ObjectRecord, number: int, reach: int) -> "Generator[Part, None, None]":
         """Yield what lies within the reach of frame ``number`` in the packs."""
         lookup = record.lookup
         for _, frame, row in lookup.neighbours.around(number, reach):
             if row is None:
-                yield frame_part(lookup, frame, self._ram)
+                yield from self._each([frame_part(lookup, frame, self._ram)])
             else:
-                yield from parts_of(ObjectRecord(lookup, row), 0, row.size, self._ram)
+                yield from self._each(parts_of(ObjectRecord(lookup, row), 0, row.size, self._ram))
 
-    def _add(self, wanted: Frames, parts: Iterable[Part], reach: int, most: int, *, backward: bool = False) -> int:
+    def _each(self, parts: list[Part]) -> "Generator[Part, None, None]":
+        """Yield parts, and forget the slabs that were only made to be looked at."""
+        try:
+            yield from parts
+        finally:
+            for part in parts:
+                if part.slab is not None:
+                    self._ram.discard(part.slab)
+
+    def _add(self, wanted: Frames, parts: "Generator[Part, None, None]", reach: int, most: int, *, backward: bool = False) -> int:
         """Add what of these parts neither RAM nor SSD has, and nothing is bringing; return the bytes as stored that were looked at.
 
         As far as ``reach`` of these, and until ``wanted`` has ``most`` bytes of content. ``backward``: the last piece of a part first.
@@ -121,7 +136,6 @@ class Along:
             if slab is None or slab.dropped is not None:
                 continue
             pieces = range(*slab.pieces(part.start, part.stop))
-            added = False
             for piece in reversed(pieces) if backward else pieces:
                 if part.frames[piece] == HOLE:
                     continue
@@ -135,25 +149,21 @@ class Along:
                     and not flights.is_on_disk(part, piece, use=False)
                     and flights.is_good(part, frame, demand=False)
                 ):
+                    flights.mark(part, piece)
                     wanted.append(((part, piece), frame))
                     content += frame.length
-                    added = True
-            if not (added or slab.landed or slab.in_flight):
-                # It was made to be looked at.
-                self._ram.drop(slab)
             if stored >= reach:
                 break
+        parts.close()
         return min(stored, reach)
 
-    async def _bring(self, flights: list[Flight], latency: float) -> None:
-        moved = sum(run.end - run.start for run, _ in flights)
+    async def _bring(self, flights: list[Flight], moved: int, latency: float) -> None:
         began = trio.current_time()
         came: list[bool] = []
 
         async def bring(flight: Flight) -> None:
             came.append(await self._store.bring(flight))
 
-        self._moving += moved
         try:
             async with trio.open_nursery() as nursery:
                 for flight in flights:

@@ -267,6 +267,9 @@ class DiskTier:
                 entry.busy = True
                 batch.append((entry, pieces))
                 written.append(waiting.written)
+            else:
+                for callback in waiting.written:
+                    callback()
                 size += count
         if not batch:
             return

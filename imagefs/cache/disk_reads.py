@@ -14,20 +14,22 @@ from imagefs.cache.disk import DiskTier
 from imagefs.cache.disk_files import OpenFile
 from imagefs.cache.flights import FetchLog, Flights
 from imagefs.cache.layout import Part
-from imagefs.cache.pieces import Frames, chunked, mark, read_pieces
+from imagefs.cache.pieces import Frames, chunked, read_pieces
 from imagefs.cache.ram import RamCache
 from imagefs.errors import DeadlineError
 
 _THREADS: Final = 8
+_THREADS_AHEAD: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Pieces of one slab that a thread reads from a file of the SSD tier."""
+    """Pieces of one slab that a thread reads from a file of the SSD tier; ``demand``: a reader waits for them."""
 
     part: Part
     file: OpenFile
     frames: Frames
+    demand: bool
 
 
 class DiskReads:
@@ -43,15 +45,15 @@ class DiskReads:
         self._counters = counters
         self._log = log
         self._deadline = deadline
-        self._threads = trio.CapacityLimiter(_THREADS)
+        # What is read ahead has threads of its own: what a reader waits for never queues behind it.
+        self._threads = {True: trio.CapacityLimiter(_THREADS), False: trio.CapacityLimiter(_THREADS_AHEAD)}
 
     def depart(self, part: Part, frames: Frames, *, demand: bool) -> list[Load]:
-        """Return what is to be read to bring pieces of one slab, which are on their way from now on; nothing if their file has gone."""
+        """Return what is to be read to bring pieces of one slab, which are marked; nothing if their file has gone."""
         file = self._disk.open(part.name) if self._disk is not None else None
         if file is None:
             return []
-        mark(frames)
-        return [Load(part, file, chunk) for chunk in chunked(frames, demand=demand)]
+        return [Load(part, file, chunk, demand) for chunk in chunked(frames, demand=demand)]
 
     async def bring(self, load: Load) -> Frames:
         """Bring pieces into their slab; return those that cannot be had here, or are wrong, which are still in flight."""
@@ -63,7 +65,7 @@ class DiskReads:
             with trio.move_on_after(self._deadline):
                 try:
                     failed = await trio.to_thread.run_sync(
-                        read_pieces, part, load.file, frames, abandon_on_cancel=True, limiter=self._threads
+                        read_pieces, part, load.file, frames, abandon_on_cancel=True, limiter=self._threads[load.demand]
                     )
                 except Exception as error:  # noqa: BLE001 # a bug must neither end the daemon nor leave readers waiting
                     self._log.error("disk_read_failed", object=part.name.hex(), tier="ssd", error=str(error))

@@ -16,7 +16,7 @@ how far ahead (``readahead``), eviction (``ram``).
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 import trio
@@ -25,7 +25,7 @@ from imagefs.cache.along import Along
 from imagefs.cache.counters import ReadCounters
 from imagefs.cache.disk import DiskTier
 from imagefs.cache.disk_reads import DiskReads, Load
-from imagefs.cache.flights import FetchLog, Flights
+from imagefs.cache.flights import FetchLog, Flights, anew
 from imagefs.cache.layout import COUNT_MAX, ObjectRecord, Part, parts_of
 from imagefs.cache.link import Link
 from imagefs.cache.pieces import Frames
@@ -61,6 +61,7 @@ class Fetcher:
         self._disk = disk
         self._counters = counters
         self._deadline = deadline
+        self._log = log
         self._flights = Flights(ram, disk, counters, log, clock=clock)
         self._from_disk = DiskReads(disk, ram, self._flights, counters, log, deadline=deadline)
         self._from_store = StoreReads(link, self._flights, counters, deadline=deadline)
@@ -123,7 +124,7 @@ class Fetcher:
         """Say from which tier the whole of an object would be read now: ``ram``, ``ssd`` (and RAM, perhaps) or ``store``."""
         if record.row.extent_count > COUNT_MAX:
             return "store"
-        tiers = {self._tier_of(part) for part in parts_of(record, 0, record.size, self._ram, create=False)}
+        tiers = {self._tier_of(part) for start, end in record.stretches() for part in parts_of(record, start, end, self._ram, create=False)}
         return "store" if "store" in tiers else "ssd" if "ssd" in tiers else "ram"
 
     def _tier_of(self, part: Part) -> str:
@@ -147,8 +148,10 @@ class Fetcher:
         except ImageFSError:
             # Whoever wants these bytes will be told.
             return
+        except Exception as error:  # noqa: BLE001 # a guess must not fail who reads something else
+            self._log.error("reading_ahead_failed", object=record.digest.hex(), error=str(error))
 
-    def _start(self, parts: Iterable[Part], *, demand: bool, own: list[Load] | None = None) -> int:
+    def _start(self, parts: Sequence[Part], *, demand: bool, own: list[Load] | None = None) -> int:
         """Start fetching what parts lack; return from where the slowest of it comes. Raises what a fetch of it has just met.
 
         With ``own``, what SSD has is appended there instead, for the caller to bring.
@@ -157,7 +160,11 @@ class Fetcher:
         wanted: Frames = []
         try:
             source = self._sort_out(parts, loads, wanted, demand=demand)
-        except ImageFSError:
+        except BaseException:
+            self._flights.unmark(wanted)
+            for part in parts:
+                if part.slab is not None:
+                    self._ram.discard(part.slab)
             # What SSD has is on its way by now, and others may wait for it.
             self._start_loads(loads)
             raise
@@ -181,7 +188,7 @@ class Fetcher:
             if slab is None:
                 continue
             if slab.dropped is not None:
-                raise slab.dropped
+                raise anew(slab.dropped)
             first, last = slab.pieces(part.start, part.stop)
             state = slab.state
             if slab.has(first, last):
@@ -200,12 +207,15 @@ class Fetcher:
                     if flights.is_on_disk(part, piece):
                         stored.append(((part, piece), frame))
                     elif flights.is_good(part, frame, demand=demand):
+                        flights.mark(part, piece)
                         wanted.append(((part, piece), frame))
                 elif state[piece] == IN_FLIGHT and (ticket := flights.ticket(slab, piece)) is not None:
                     source = STORE
                     if demand:
                         ticket.promote()
             if stored:
+                for (_, piece), _frame in stored:
+                    flights.mark(part, piece)
                 found = self._from_disk.depart(part, stored, demand=demand)
                 loads += found
                 wanted += () if found else stored
@@ -233,4 +243,4 @@ class Fetcher:
     async def _load(self, load: Load) -> None:
         """Bring pieces from SSD, and those that cannot be had there from the store."""
         if failed := await self._from_disk.bring(load):
-            self._fetch(failed, demand=True)
+            self._fetch(failed, demand=load.demand)

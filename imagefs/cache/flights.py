@@ -2,7 +2,8 @@
 
 Invariants:
 
-- a piece is ``IN_FLIGHT`` from :meth:`Flights.depart` (or :meth:`Flights.mark`) until it is settled or failed, by whoever brings it;
+- a piece is ``IN_FLIGHT`` from :meth:`Flights.mark` on, which is when it is decided to bring it, until it is settled, failed or unmarked:
+  so nothing is brought twice, not even by two parts of one read that have the same slab;
 - what is settled is verified, may be read from then on, is counted in the RAM tier, and is offered to SSD if it came from the store;
 - a frame that failed is refused for ``BAD_SECONDS`` without asking again; its neighbours are not.
 
@@ -11,7 +12,7 @@ All of it is synchronous and belongs to the trio thread. What does not live here
 """
 
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, Protocol
 
@@ -19,11 +20,11 @@ from imagefs.cache.counters import ReadCounters
 from imagefs.cache.disk import DiskTier, Place
 from imagefs.cache.layout import Part
 from imagefs.cache.link import Ticket
-from imagefs.cache.pieces import Failures, Frames, Tag, key_of, mark, side_by_side
+from imagefs.cache.pieces import Failures, Frames, Tag, key_of, side_by_side
 from imagefs.cache.planner import GET_MAX, Run, plan_runs
 from imagefs.cache.ram import RamCache
 from imagefs.cache.slab import IN_FLIGHT, MISSING, Slab
-from imagefs.errors import ImageFSError
+from imagefs.errors import ImageFSError, StoreError
 from imagefs.format.objectmap import FrameRow
 
 BAD_SECONDS: Final = 2.0
@@ -60,9 +61,9 @@ class Flights:
         self._counters = counters
         self._log = log
         self._clock = clock
-        self._bad: dict[tuple[str, bytes], tuple[float, ImageFSError]] = {}
+        self._bad: dict[tuple[str, bytes], tuple[float, ImageFSError]] = {}  # errors without a traceback, which holds slabs and images
         # Pieces that are on their way from the store: whoever comes to wait for one promotes its GET.
-        self._tickets: dict[tuple[Hashable, int], Ticket] = {}
+        self._tickets: dict[tuple[Slab, int], Ticket] = {}
 
     # -- before ---------------------------------------------------------------------------------------------------------------------
 
@@ -82,16 +83,31 @@ class Flights:
             del self._bad[key]
             return True
         if demand:
-            raise error
+            raise anew(error)
         return False
+
+    def mark(self, part: Part, piece: int) -> None:
+        """Say that a missing piece is on its way."""
+        slab = part.slab
+        assert slab is not None
+        slab.state[piece] = IN_FLIGHT
+        slab.in_flight += 1
+
+    def unmark(self, frames: Frames) -> None:
+        """Say that pieces, which nobody can have come to wait for yet, are not on their way after all."""
+        for (part, piece), _ in frames:
+            slab = part.slab
+            assert slab is not None
+            slab.state[piece] = MISSING
+            slab.in_flight -= 1
+            self._ram.discard(slab)
 
     def ticket(self, slab: Slab, piece: int) -> Ticket | None:
         """Return the place in the queue of the GET that brings a piece, if one does."""
-        return self._tickets.get((slab.key, piece))
+        return self._tickets.get((slab, piece))
 
     def depart(self, wanted: Frames, *, demand: bool, limit: int = GET_MAX) -> list[Flight]:
-        """Return the GETs, of ``limit`` bytes at most, that are to bring these frames, which are on their way from now on."""
-        mark(wanted)
+        """Return the GETs, of ``limit`` bytes at most, that are to bring these frames, which are marked."""
         planned = [(run, Ticket(demand=demand)) for run in plan_runs(wanted, limit=limit)]
         for run, ticket in planned:
             for (part, piece), _ in run.frames:
@@ -111,7 +127,7 @@ class Flights:
             for (_, piece), _frame in run:
                 # What was given up meanwhile is no longer this fetch's.
                 if slab.state[piece] == IN_FLIGHT:
-                    ticket = tickets.pop((slab.key, piece), None)
+                    ticket = tickets.pop((slab, piece), None)
                     ahead = ticket is not None and ticket.ahead
                     count = slab.set_ready(piece, ahead=ahead, saved=not store)
                     landed += count
@@ -137,17 +153,17 @@ class Flights:
             slab = part.slab
             if slab is None or slab.state[piece] != IN_FLIGHT:
                 continue
-            self._tickets.pop((slab.key, piece), None)
+            self._tickets.pop((slab, piece), None)
             slab.state[piece] = MISSING
             slab.in_flight -= 1
+            self._ram.discard(slab)
             if remember:
                 if len(self._bad) >= _BAD_MAX:
                     self._bad.pop(next(iter(self._bad)))
-                self._bad[_name(part, frame)] = (until, error)
-                self._tell(part, frame, error)
-            if not slab.in_flight and not slab.landed:
-                self._ram.drop(slab)
+                self._bad[_name(part, frame)] = (until, anew(error))
             slab.lot.unpark_all()
+            if remember:
+                self._tell(part, frame, error)
 
     def abandon(self, flight: Flight, error: ImageFSError) -> None:
         """Fail what a GET was to bring and has not; nothing of what others bring."""
@@ -158,15 +174,27 @@ class Flights:
 
     def _tell(self, part: Part, frame: FrameRow, error: ImageFSError) -> None:
         lookup = part.record.lookup
+        try:
+            pack = lookup.objects.pack(frame.pack).digest.hex()
+        except ImageFSError:
+            pack = ""
         self._log.error(
             "frame_failed",
             manifest=lookup.name,
             object=part.record.digest.hex(),
             frame=frame.digest.hex(),
-            pack=lookup.objects.pack(frame.pack).digest.hex(),
+            pack=pack,
             tier="store",
             error=error.message,
         )
+
+
+def anew(error: ImageFSError) -> ImageFSError:
+    """Return an error that says the same, and refers to nothing: to be kept, or to be raised where the first one was raised already."""
+    copy = type(error)(error.message, hint=error.hint)
+    if isinstance(copy, StoreError) and isinstance(error, StoreError):
+        copy.retry_after = error.retry_after
+    return copy
 
 
 def _name(part: Part, frame: FrameRow) -> tuple[str, bytes]:

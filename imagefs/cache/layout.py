@@ -33,6 +33,7 @@ COUNT_MAX: Final = 16384
 """Extents that are looked at for one question about a whole object."""
 
 _WINDOWS_MAX: Final = 256
+_HOLE: Final = bytes(DIGEST_SIZE)
 _ZEROS: Final = memoryview(bytes(1024 * 1024))
 
 
@@ -77,7 +78,7 @@ class ObjectRecord:
         if row.extent_count == 1 and row.size:
             extent = lookup.objects.extents(row, 0, row.size)[0]
             if extent.frame != HOLE:
-                self._single = (lookup.objects.frame(extent.frame).digest, -extent.frame_offset)
+                self._single = (_frame_key(lookup.objects.frame(extent.frame)), -extent.frame_offset)
 
     def frame_count(self) -> int:
         """Count the frames that hold the object's bytes; past ``COUNT_MAX`` extents holes count too, because counting has to end."""
@@ -90,6 +91,13 @@ class ObjectRecord:
         if self.row.extent_count <= COUNT_MAX:
             for offset, length, frame, _ in self.lookup.objects.extents(self.row, 0, self.size):
                 if frame == HOLE:
+                    yield offset, offset + length
+
+    def stretches(self) -> Iterator[tuple[int, int]]:
+        """Yield the ranges (end exclusive) that are no holes, extent by extent; none past ``COUNT_MAX`` extents."""
+        if self.row.extent_count <= COUNT_MAX:
+            for offset, length, frame, _ in self.lookup.objects.extents(self.row, 0, self.size):
+                if frame != HOLE:
                     yield offset, offset + length
 
     def slab_at(self, offset: int) -> tuple[bytes | None, int]:
@@ -155,6 +163,17 @@ class Part:
 def parts_of(record: ObjectRecord, offset: int, end: int, ram: RamCache, *, create: bool = True) -> list[Part]:
     """Return the parts that make up bytes ``offset`` to ``end`` of an object, in order. Slabs that are not there are made if ``create``."""
     parts: list[Part] = []
+    try:
+        _cut(parts, record, offset, end, ram, create=create)
+    except BaseException:
+        for part in parts:
+            if part.slab is not None:
+                ram.discard(part.slab)
+        raise
+    return parts
+
+
+def _cut(parts: list[Part], record: ObjectRecord, offset: int, end: int, ram: RamCache, *, create: bool) -> None:
     position = offset
     while position < end:
         base = position // WINDOW * WINDOW
@@ -165,11 +184,10 @@ def parts_of(record: ObjectRecord, offset: int, end: int, ram: RamCache, *, crea
             if _is_window(record, extents, base):
                 window = record.window_at(base, extents)
             else:
-                parts.extend(_extent_parts(record, extents, position, stop, ram, create=create))
+                _add_extents(parts, record, extents, (position, stop), ram, create=create)
         if window is not None:
             parts.append(_window_part(record, window, base, (position, stop), ram, create=create))
         position = stop
-    return parts
 
 
 def frame_part(lookup: Lookup, number: int, ram: RamCache) -> Part:
@@ -200,12 +218,12 @@ def _is_window(record: ObjectRecord, extents: list[Extent], base: int) -> bool:
 
 
 def _window(objects: ObjectMap, base: int, extents: list[Extent]) -> Window:
-    # A hole has the name of its length: 32 bytes like a digest, which no frame has but by breaking BLAKE3.
+    # Lengths are in the name, or who lies about them would set the bounds for others. A hole has no digest: nothing hashes to zeros.
     names = [
-        extent.length.to_bytes(DIGEST_SIZE, "little") if extent.frame == HOLE else objects.frame(extent.frame).digest for extent in extents
+        extent.length.to_bytes(8, "little") + (_HOLE if extent.frame == HOLE else objects.frame(extent.frame).digest) for extent in extents
     ]
     bounds = (*(extent.offset - base for extent in extents), extents[-1].offset + extents[-1].length - base)
-    return Window(digest_of(b"".join(names)), bounds, tuple(extent.frame for extent in extents))
+    return Window(b"w" + digest_of(b"".join(names)), bounds, tuple(extent.frame for extent in extents))
 
 
 def _window_part(record: ObjectRecord, window: Window, base: int, span: tuple[int, int], ram: RamCache, *, create: bool) -> Part:
@@ -222,8 +240,10 @@ def _window_part(record: ObjectRecord, window: Window, base: int, span: tuple[in
     return Part(slab, span[0] - base, span[1] - base, record, window.frames, name=record.digest, size=record.size, base=base)
 
 
-def _extent_parts(record: ObjectRecord, extents: list[Extent], start: int, stop: int, ram: RamCache, *, create: bool) -> list[Part]:
-    parts = []
+def _add_extents(
+    parts: list[Part], record: ObjectRecord, extents: list[Extent], span: tuple[int, int], ram: RamCache, *, create: bool
+) -> None:
+    start, stop = span
     for offset, length, frame, frame_offset in extents:
         first, last = max(offset, start), min(offset + length, stop)
         if first >= last:
@@ -240,15 +260,17 @@ def _extent_parts(record: ObjectRecord, extents: list[Extent], start: int, stop:
         else:
             part.name, part.size, part.kind = row.digest, row.length, FRAME
         parts.append(part)
-    return parts
+
+
+def _frame_key(row: FrameRow) -> bytes:
+    """Return the name of a frame's slab: it cannot be a window's, whatever the frame holds, and settles the length."""
+    return b"f" + row.length.to_bytes(8, "little") + row.digest
 
 
 def _frame_slab(row: FrameRow, ram: RamCache, *, create: bool) -> Slab | None:
-    slab = ram.get(row.digest)
-    if slab is not None and slab.bounds[-1] != row.length:
-        # A map lies about the length of this frame: this one, or the one that the slab was made for.
-        slab = None
+    key = _frame_key(row)
+    slab = ram.get(key)
     if slab is None and create:
-        slab = Slab(row.digest, (0, row.length))
+        slab = Slab(key, (0, row.length))
         ram.add(slab)
     return slab

@@ -31,6 +31,7 @@ _LOCAL_SECONDS: Final = 0.005
 _WHOLE_MAX: Final = 1024 * 1024
 """Bytes of the objects with several frames that count as neighbours; larger ones lie in packs of their own."""
 
+_EXTENTS_MAX: Final = 64
 _STEPS_MAX: Final = 1024
 """Frames that are looked at in one direction."""
 
@@ -116,7 +117,7 @@ class Neighbours:
                 continue
             last = owner
             row = objects.object(owner - 1) if owner else None
-            if row is not None and row.size > _WHOLE_MAX:
+            if row is not None and (row.size > _WHOLE_MAX or row.extent_count > _EXTENTS_MAX):
                 continue
             distance += objects.frame(number).stored if row is None else self._stored(row)
             if distance > reach:

@@ -5,7 +5,6 @@ nothing else: what becomes of a piece is decided on the trio thread (``imagefs.c
 """
 
 import threading
-from collections.abc import Hashable
 from typing import Final
 
 import zstandard
@@ -14,7 +13,7 @@ from blake3 import blake3
 from imagefs.cache.decode import decode_into
 from imagefs.cache.disk_files import OpenFile
 from imagefs.cache.layout import Part
-from imagefs.cache.slab import IN_FLIGHT, MISSING
+from imagefs.cache.slab import Slab
 from imagefs.errors import ImageFSError
 from imagefs.format.objectmap import FrameRow
 
@@ -32,18 +31,10 @@ Failures = list[tuple[Tag, FrameRow, ImageFSError]]
 """Pieces that could not be had, and why."""
 
 
-def key_of(part: Part, piece: int) -> tuple[Hashable, int]:
-    """Return what names a piece, whichever part it was asked for through."""
-    return (part.slab.key if part.slab is not None else None, piece)
-
-
-def mark(frames: Frames) -> None:
-    """Say that pieces are on their way."""
-    for (part, piece), _ in frames:
-        slab = part.slab
-        if slab is not None and slab.state[piece] == MISSING:
-            slab.state[piece] = IN_FLIGHT
-            slab.in_flight += 1
+def key_of(part: Part, piece: int) -> tuple[Slab, int]:
+    """Return what names a piece, whichever part it was asked for through: not its slab's name, which a later slab may have too."""
+    assert part.slab is not None
+    return part.slab, piece
 
 
 def chunked(frames: Frames, *, demand: bool) -> list[Frames]:

@@ -102,12 +102,13 @@ class RamCache:
         self._limit = limit
         self._one_use = limit // _ONE_USE
         self._evict(limit, None)
+        self._pool.clear()
 
     def shrink(self, count: int) -> int:
         """Give up ``count`` bytes now, as far as they are not in flight; return how many it were. The limit stays."""
         before = self.used
-        self._pool.clear()
         self._evict(max(before - count, 0), None)
+        self._pool.clear()
         return before - self.used
 
     def touch(self, slab: Slab) -> None:
@@ -177,6 +178,11 @@ class RamCache:
                 self._small_used -= slab.landed
                 if not slab.due:
                     self._fresh -= slab.landed
+
+    def discard(self, slab: Slab) -> None:
+        """Forget a slab that has nothing, and that nothing is coming to: it was made to be looked at."""
+        if not (slab.in_flight or slab.landed):
+            self.drop(slab)
 
     def clear(self) -> None:
         """Forget everything that is not being filled."""

@@ -11,6 +11,7 @@ host first. Measured, that was two fifths of the daemon's CPU time in a cold rea
 (``imagefs.cache.ram``).
 """
 
+import contextlib
 import mmap
 import sys
 from bisect import bisect_left, bisect_right
@@ -169,7 +170,8 @@ class Slab(_Holder):
             self.buffer = pool.take() or buffer
         if self.buffer is buffer:
             # A fault each two megabytes in place of one each page.
-            buffer.madvise(mmap.MADV_HUGEPAGE)
+            with contextlib.suppress(OSError):  # there are kernels that have none
+                buffer.madvise(mmap.MADV_HUGEPAGE)
 
     def has(self, first: int, last: int) -> bool:
         """Say whether all pieces from ``first`` to ``last`` (exclusive) are there."""

@@ -25,6 +25,7 @@ class _Got:
     data: memoryview
     start: int
     until: float
+    demand: bool
 
 
 class StoreReads:
@@ -36,7 +37,8 @@ class StoreReads:
         self._flights = flights
         self._counters = counters
         self._deadline = deadline
-        self._decodes = trio.CapacityLimiter(max(2, os.cpu_count() or 1))
+        # What nobody waits for is decoded by threads of its own: what a reader waits for never queues behind it.
+        self._decodes = {demand: trio.CapacityLimiter(max(2, os.cpu_count() or 1)) for demand in (True, False)}
         self._decoder = Decoder()
 
     async def bring(self, flight: Flight) -> bool:
@@ -68,10 +70,10 @@ class StoreReads:
         # Decoding takes longer than getting: what came in one GET is decoded in several threads, what is waited for first.
         async with trio.open_nursery() as nursery:
             for chunk in chunked(run.frames, demand=ticket.demand):
-                nursery.start_soon(self._decode_chunk, _Got(key, data, run.start, until), chunk)
+                nursery.start_soon(self._decode_chunk, _Got(key, data, run.start, until, ticket.demand), chunk)
 
     async def _decode_chunk(self, got: _Got, frames: Frames) -> None:
-        failed = await self._decode(got.data, got.start, frames)
+        failed = await self._decode(got.data, got.start, frames, demand=got.demand)
         lost = {key_of(*tag) for tag, _, _ in failed}
         self._flights.settle([item for item in frames if key_of(*item[0]) not in lost], store=True)
         if failed:
@@ -87,7 +89,7 @@ class StoreReads:
                 byte_range = ByteRange(frame.offset, frame.offset + frame.stored)
                 # Few and small: as if a reader waited for each, which is likely.
                 data = memoryview(await self._link.get(key, byte_range, Ticket(demand=True), until=until))
-                failed = await self._decode(data, frame.offset, [item])
+                failed = await self._decode(data, frame.offset, [item], demand=True)
                 self._counters.verify_failures += len(failed)
             except ImageFSError as error:
                 failed = [(*item, error)]
@@ -96,6 +98,6 @@ class StoreReads:
             else:
                 self._flights.settle([item], store=True)
 
-    async def _decode(self, data: memoryview, start: int, frames: Frames) -> Failures:
+    async def _decode(self, data: memoryview, start: int, frames: Frames, *, demand: bool) -> Failures:
         # Never left to itself, as it writes to slabs: it takes milliseconds and waits for nothing.
-        return await trio.to_thread.run_sync(self._decoder.decode, data, start, frames, limiter=self._decodes)
+        return await trio.to_thread.run_sync(self._decoder.decode, data, start, frames, limiter=self._decodes[demand])

@@ -41,6 +41,7 @@ _PACK: Final = struct.Struct("<32s32sQII")
 _PREFIX: Final = struct.Struct(">Q24s")
 _LENGTH: Final = struct.Struct("<I")
 _LENGTH_AT: Final = 52
+_OFFSET_MAX: Final = 1 << 56
 _GUESSES: Final = 6
 
 MapBuffer = Buffer | mmap.mmap
@@ -290,7 +291,7 @@ class ObjectMap:
         if not 0 <= index < self.frame_count:
             raise IntegrityError(f"object map: no frame {index}")
         digest, pack, codec, offset, stored, length = _FRAME.unpack_from(self._buffer, self._frames_at + index * FRAME_SIZE)
-        if pack >= self.pack_count or not 0 < stored <= length <= MAX_FRAME:
+        if pack >= self.pack_count or not 0 < stored <= length <= MAX_FRAME or offset >= _OFFSET_MAX:
             raise IntegrityError(f"object map: frame {index} has no sound place")
         return FrameRow(digest, pack, offset, stored, length, codec)
 

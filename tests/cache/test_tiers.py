@@ -43,7 +43,7 @@ class Host:
         self.counters = ReadCounters()
         self.log = Log()
 
-    def run(self, body: Body, *, ram: int = 64 << 20) -> None:
+    def run(self, body: Body, *, ram: int = 64 << 20, deadline: float = 5) -> None:
         lookup = Lookup(ObjectMap(build_object_map([self.maker.rows[name] for name in sorted(self.maker.rows)], self.maker.packs)))
         self.counters = ReadCounters()
         self.log = Log()
@@ -60,7 +60,7 @@ class Host:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(opened.run)
                     link = Link(self.store, LinkCounters(), self.log, deadline=5)
-                    fetcher = Fetcher(nursery, link, RamCache(ram), opened.tier, self.counters, log=self.log, deadline=5)
+                    fetcher = Fetcher(nursery, link, RamCache(ram), opened.tier, self.counters, log=self.log, deadline=deadline)
                     await body(fetcher, opened.tier, record)
                     nursery.cancel_scope.cancel()
 
@@ -268,7 +268,7 @@ def test_ten_thousand_corruptions_give_no_wrong_byte(maker: Maker, tmp_path: Pat
         await disk.settled()
 
     host.store.hook = spoil
-    host.run(from_store)
+    host.run(from_store, deadline=30)
     assert len(spoiled) == count
     assert host.counters.verify_failures == count
     (path,) = (host.root / "objects").glob("*/*")
@@ -278,9 +278,9 @@ def test_ten_thousand_corruptions_give_no_wrong_byte(maker: Maker, tmp_path: Pat
             at = number * maker.frame + number * 7 % maker.frame
             file.seek(at)
             file.write(bytes([data[at] ^ (1 << number % 8)]))
-    host.run(from_ssd)
+    host.run(from_ssd, deadline=30)
     assert host.counters.verify_failures == count
-    host.run(from_ssd)
+    host.run(from_ssd, deadline=30)
     assert host.counters.verify_failures == 0
     assert 2 * count >= 10_000
 
