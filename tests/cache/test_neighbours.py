@@ -202,7 +202,8 @@ def test_a_map_that_was_touched_gives_an_integrity_error_and_nothing_worse(made:
             found = neighbours.around(frame, 4 * KIB)
         except IntegrityError:
             continue
-        assert all(near.frame != frame and 0 < near.distance <= 4 * KIB for near in found)
+        # What an unsound row makes of an object may have no bytes that are stored: then it costs none.
+        assert all(near.frame != frame and 0 <= near.distance <= 4 * KIB for near in found)
 
 
 def test_a_frame_that_is_not_there_is_an_integrity_error() -> None:
