@@ -1,6 +1,7 @@
 """What an image that lies, or bytes that are damaged, must not do to who reads something else."""
 
 import gc
+import mmap
 import struct
 import weakref
 
@@ -9,6 +10,7 @@ import trio
 
 from imagefs.cache.fetcher import Fetcher
 from imagefs.cache.layout import WINDOW, ObjectRecord
+from imagefs.cache.slab import Slab
 from imagefs.digest import digest_of
 from imagefs.errors import ImageFSError
 from imagefs.format.objectmap import Extent, ObjectMap, build_object_map
@@ -136,5 +138,28 @@ def test_what_is_remembered_of_a_bad_frame_holds_no_memory(maker: Maker) -> None
         del lookup
         gc.collect()
         assert lookups[0]() is None
+
+    bench.run(body)
+
+
+def test_a_kernel_without_huge_pages_is_no_error(maker: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = noise(WINDOW)
+    maker.file("f", data)
+    bench = Bench(maker)
+
+    class Plain(mmap.mmap):
+        def madvise(self, *_: int) -> None:
+            raise OSError(22, "Invalid argument")
+
+    make = Slab.__init__
+
+    def plain(self: Slab, *args: object) -> None:
+        make(self, *args)  # type: ignore[arg-type]
+        self.buffer = Plain(-1, len(self.buffer))
+
+    monkeypatch.setattr(Slab, "__init__", plain)
+
+    async def body(fetcher: Fetcher) -> None:
+        assert bytes(await fetcher.read(bench.record(data), 0, WINDOW)) == data
 
     bench.run(body)
