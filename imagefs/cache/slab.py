@@ -169,7 +169,8 @@ class Slab(_Holder):
             self._pool = pool
             self.buffer = pool.take() or buffer
         if self.buffer is buffer:
-            # A fault each two megabytes in place of one each page.
+            # A fault each two megabytes in place of one each page, and two pages to pin for a read of SSD in place of a thousand: without
+            # them such reads were slower by two fifths. A copy out of them is slower by a twentieth.
             with contextlib.suppress(OSError):  # there are kernels that have none
                 buffer.madvise(mmap.MADV_HUGEPAGE)
 
