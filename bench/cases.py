@@ -15,7 +15,7 @@ from pathlib import Path
 from bench import constant_fs, images, many_files
 from bench.cost import bench_cost
 from bench.far import bench_crowd, bench_far, bench_far_import, bench_gets, bench_scale, bench_ssd
-from bench.harness import Product, Run, cpu_of, drop_caches, import_torch, paired, read_through, scratch, seconds, timed, walk
+from bench.harness import Product, Run, cpu_of, drop_caches, have_memory, import_torch, paired, read_through, scratch, seconds, timed, walk
 from bench.ranged_get import bench_ranged_get
 
 GB = 1e9
@@ -166,6 +166,7 @@ def bench_read(run: Run) -> None:
             # Or it would come from SSD.
             product.run("cache", "clear")
             with product.daemon(), product.mount("large:1") as point:
+                have_memory()
                 before = cpu_of(product)
                 elapsed = seconds(lambda: read_through(point / "large"))
                 spent = cpu_of(product) - before

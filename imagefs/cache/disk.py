@@ -17,24 +17,22 @@ What does not live here: which bytes are wanted (``fetcher``), which files go wh
 
 import errno
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any, Final, Protocol, TypeVar
 
 import trio
 
+from imagefs.cache.disk_commits import Commits, DiskCounters
 from imagefs.cache.disk_entries import Entries, Entry
 from imagefs.cache.disk_files import Folders, OpenFile, Piece, write_pieces
-from imagefs.cache.disk_index import DiskIndex, Figures, Row
+from imagefs.cache.disk_index import DiskIndex, Row
+from imagefs.cache.disk_queue import LandingQueue, Place, Waiting
 from imagefs.cache.eviction import Evictor, Protection
 from imagefs.cache.ranges import RangeSet
 from imagefs.digest import Buffer
 from imagefs.errors import ImageFSError
 
 COMMIT_SECONDS: Final = 1.0
-QUEUE_MAX: Final = 96 << 20
-"""Bytes that wait to be written, at most."""
 _BATCH: Final = 32 << 20
 _OFF_SECONDS: Final = 10.0
 """For how long nothing is written after the disk has refused a write."""
@@ -47,6 +45,7 @@ _NOW: Final = float("-inf")
 
 
 _T = TypeVar("_T")
+_Job = tuple[Entry, list[Piece], Waiting]
 
 
 def _nothing() -> None:
@@ -61,38 +60,6 @@ class DiskLog(Protocol):
 
     def exception(self, event: str, /, *args: Any, **fields: Any) -> Any:
         """Log an event with fields and the exception being handled."""
-
-
-@dataclass(slots=True)
-class DiskCounters:
-    """Figures since the daemon started, in bytes or files."""
-
-    landed_bytes: int = 0
-    not_landed_bytes: int = 0
-    completed_files: int = 0
-    damaged_files: int = 0
-    evicted_bytes: int = 0
-    evicted_files: int = 0
-    write_errors: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A file of the tier: the digest of all its bytes, its ``kind`` and its size. ``holes`` yields the ranges that need no bytes."""
-
-    name: bytes
-    kind: int
-    size: int
-    holes: Callable[[], Iterable[tuple[int, int]]]
-
-
-@dataclass(slots=True)
-class _Waiting:
-    """Bytes on their way to the disk."""
-
-    place: Place
-    pieces: list[Piece] = field(default_factory=list)
-    written: list[Callable[[], None]] = field(default_factory=list)
 
 
 class DiskTier:
@@ -119,15 +86,14 @@ class DiskTier:
         self._wall = wall
         self._entries = Entries(folders, index, wall)
         self._evictor = Evictor(index, protection)
-        self._queue: OrderedDict[bytes, _Waiting] = OrderedDict()
-        self._queued = 0
-        self._full: list[Entry] = []
+        self._queue = LandingQueue()
         self._wake = trio.Event()
         self._committed = trio.Event()
         self._committed_at = _NOW
         self._off_until = 0.0
         self._refusal = ""
         self._threads = trio.CapacityLimiter(_THREADS)
+        self._commits = Commits(folders, index, self._entries, self.counters, self._threads)
         self.is_sound = True
         """Whether index and files agree, as far as is known: False after a bug, and where the last commit was refused."""
 
@@ -159,15 +125,9 @@ class DiskTier:
 
     def land(self, place: Place, offset: int, data: Buffer, written: Callable[[], None] = _nothing) -> bool:
         """Keep bytes of a file, if there is room in the queue; False if they are not kept. ``written`` is called when they are there."""
-        if self._queued + len(data) > QUEUE_MAX or self._wall() < self._off_until:
+        if self._wall() < self._off_until or not self._queue.add(place, offset, data, written):
             self.counters.not_landed_bytes += len(data)
             return False
-        waiting = self._queue.get(place.name)
-        if waiting is None:
-            waiting = self._queue[place.name] = _Waiting(place)
-        waiting.pieces.append(Piece(offset, data))
-        waiting.written.append(written)
-        self._queued += len(data)
         self._wake.set()
         return True
 
@@ -188,7 +148,6 @@ class DiskTier:
         self.is_sound = False
         self._refusal = "its task has ended"
         self._queue.clear()
-        self._queued = 0
 
     def adopt(self, name: bytes, row: Row) -> None:
         """Take in a complete file that the index does not know, unless one of its name has come meanwhile."""
@@ -215,15 +174,12 @@ class DiskTier:
 
     async def settled(self) -> None:
         """Wait until everything that was landed so far is committed, or refused."""
-        while self._queue or self._is_due():
+        while self._queue or self._commits.is_due():
             self._hurry()
             await self._committed.wait()
 
     async def _in_thread(self, function: Callable[..., _T], *args: object) -> _T:
         return await trio.to_thread.run_sync(function, *args, limiter=self._threads)
-
-    def _is_due(self) -> bool:
-        return bool(self._full or self._entries.doomed or self._entries.dirty())
 
     def _hurry(self) -> None:
         self._committed_at = _NOW
@@ -234,7 +190,7 @@ class DiskTier:
         self._wake = trio.Event()
         if self._queue or self._committed_at == _NOW:
             return
-        due = self._committed_at + COMMIT_SECONDS - trio.current_time() if self._is_due() else float("inf")
+        due = self._committed_at + COMMIT_SECONDS - trio.current_time() if self._commits.is_due() else float("inf")
         with trio.move_on_after(max(0.0, due)):
             await self._wake.wait()
 
@@ -250,45 +206,42 @@ class DiskTier:
 
     async def _write(self) -> None:
         """Write one batch."""
-        batch: list[tuple[Entry, list[Piece]]] = []
-        written: list[list[Callable[[], None]]] = []
+        batch: list[_Job] = []
         size = 0
         while self._queue and size < _BATCH:
-            _, waiting = self._queue.popitem(last=False)
-            count = sum(len(piece.data) for piece in waiting.pieces)
-            self._queued -= count
+            waiting = self._queue.pop()
             entry = self._entry_for(waiting.place)
-            if entry is None or entry.busy:
-                self.counters.not_landed_bytes += count
+            if entry is None:
+                self.counters.not_landed_bytes += waiting.size
                 continue
-            ranges = entry.ranges
+            size += waiting.size
+            # All of a file that is busy is there: it is about to get its place.
+            ranges = None if entry.busy else entry.ranges
             pieces = [piece for piece in waiting.pieces if ranges is not None and not ranges.covers(piece.offset, _end(piece))]
             if pieces:
                 entry.busy = True
-                batch.append((entry, pieces))
-                written.append(waiting.written)
+                batch.append((entry, pieces, waiting))
             else:
-                for callback in waiting.written:
-                    callback()
-                size += count
-        if not batch:
-            return
-        outcome = await self._in_thread(self._write_batch, batch)
-        for (entry, pieces), error, callbacks in zip(batch, outcome, written, strict=True):
-            entry.busy = False
-            if entry.file is not None and not entry.doomed:
-                self._entries.opened(entry)
-            if error is not None:
-                self._refused(error)
-            elif not entry.doomed and entry.ranges is not None:
-                new = sum(entry.ranges.add(piece.offset, _end(piece)) for piece in pieces)
-                self.counters.landed_bytes += new
-                self._entries.hold(entry, new)
-                for callback in callbacks:
-                    callback()
-                if entry.ranges.covers(0, entry.size):
-                    entry.busy = True
-                    self._full.append(entry)
+                waiting.tell()
+        if batch:
+            outcome = await self._in_thread(self._write_batch, batch)
+            for (entry, pieces, waiting), error in zip(batch, outcome, strict=True):
+                self._wrote(entry, pieces, waiting, error)
+
+    def _wrote(self, entry: Entry, pieces: list[Piece], waiting: Waiting, error: OSError | None) -> None:
+        """Take in what became of a write."""
+        entry.busy = False
+        if entry.file is not None and not entry.doomed:
+            self._entries.opened(entry)
+        if error is not None:
+            self._refused(error)
+        elif not entry.doomed and entry.ranges is not None:
+            new = sum(entry.ranges.add(piece.offset, _end(piece)) for piece in pieces)
+            self.counters.landed_bytes += new
+            self._entries.hold(entry, new)
+            waiting.tell()
+            if entry.ranges.covers(0, entry.size):
+                self._commits.add_full(entry)
 
     def _entry_for(self, place: Place) -> Entry | None:
         """Return the entry of a file that is to be written, a new one if there is none; None while an old one of that name is going."""
@@ -297,10 +250,10 @@ class DiskTier:
             entry = self._entries.make(place.name, place.kind, place.size, RangeSet(place.holes()))
         return None if entry is None or entry.size != place.size else entry
 
-    def _write_batch(self, batch: list[tuple[Entry, list[Piece]]]) -> list[OSError | None]:
+    def _write_batch(self, batch: list[_Job]) -> list[OSError | None]:
         """Write in a thread; return what went wrong, an entry each."""
         outcome: list[OSError | None] = []
-        for entry, pieces in batch:
+        for entry, pieces, _ in batch:
             try:
                 if entry.file is None:
                     entry.file = self._folders.create(entry.kind, entry.name, entry.size)
@@ -310,6 +263,12 @@ class DiskTier:
                 outcome.append(error)
         return outcome
 
+    async def _commit(self) -> None:
+        await self._commits.commit()
+        self._committed_at = trio.current_time()
+        self._committed.set()
+        self._committed = trio.Event()
+
     def _refused(self, error: OSError | ImageFSError) -> None:
         """The disk does not take writes: leave it alone for a while. Readers are served from the other tiers."""
         self.counters.write_errors += 1
@@ -317,62 +276,9 @@ class DiskTier:
         if self._wall() >= self._off_until:
             self._log.warning("cache_disk_refuses", error=self._refusal)
         self._off_until = self._wall() + _OFF_SECONDS
-        self.counters.not_landed_bytes += self._queued
-        self._queue.clear()
-        self._queued = 0
+        self.counters.not_landed_bytes += self._queue.clear()
         if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
             self._hurry()
-
-    async def _commit(self) -> None:
-        """Seal what is complete, unlink what is doomed, and write the index."""
-        full, self._full = self._full, []
-        sealing = [entry for entry in full if entry.file is not None and not entry.doomed]
-        bad: set[bytes] = set()
-        try:
-            if sealing:
-                files = [(entry.kind, entry.name, entry.size, entry.file) for entry in sealing if entry.file is not None]
-                bad = set(await self._in_thread(self._folders.seal, files))
-        except OSError:
-            # Their bytes can be read as they are; the next commit tries again.
-            self._full.extend(sealing)
-            raise
-        for entry in full:
-            entry.busy = False
-            if entry.doomed:
-                continue
-            if entry in sealing and entry.name not in bad:
-                self._entries.completed(entry)
-                self.counters.completed_files += 1
-            else:
-                self.counters.damaged_files += 1
-                self._entries.doom(entry)
-        await self._write_index()
-        self._committed_at = trio.current_time()
-        self._committed.set()
-        self._committed = trio.Event()
-
-    async def _write_index(self) -> None:
-        going = {name: entry for name, entry in self._entries.doomed.items() if not entry.busy}
-        dirty = self._entries.dirty()
-        if not (dirty or going):
-            return
-        rows = [(entry.name, entry.row()) for entry in dirty]
-        for entry in dirty:
-            entry.dirty = False
-        try:
-            await self._in_thread(self._commit_index, rows, list(going.values()), self._entries.figures)
-        except BaseException:
-            for entry in dirty:
-                entry.dirty = True
-            raise
-        for name in going:
-            self._entries.doomed.pop(name, None)
-
-    def _commit_index(self, rows: list[tuple[bytes, Row]], going: list[Entry], figures: Figures) -> None:
-        for entry in going:
-            for complete in (True, False):
-                self._folders.remove(entry.kind, entry.name, complete=complete)
-        self._index.commit(rows, [entry.name for entry in going], figures)
 
     # -- room --------------------------------------------------------------------------------------------------------------------------
 
@@ -410,7 +316,7 @@ class DiskTier:
             entries.doom(entry)
         self.counters.evicted_bytes += freed
         if freed:
-            await self._write_index()
+            await self._commits.write_index()
         return freed
 
     def set_bounds(self, limit: int | None = None, floor: int | None = None) -> None:
@@ -447,8 +353,8 @@ class DiskTier:
             "floor_bytes": self.floor,
             "free_bytes": free,
             "disk_bytes": total,
-            "queued_bytes": self._queued,
-            "settled": not (self._queue or self._is_due()),
+            "queued_bytes": self._queue.size,
+            "settled": not (self._queue or self._commits.is_due()),
             "refusing": self._refusal if self._wall() < self._off_until else "",
         }
 

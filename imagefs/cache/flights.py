@@ -17,7 +17,8 @@ from functools import partial
 from typing import Any, Final, Protocol
 
 from imagefs.cache.counters import ReadCounters
-from imagefs.cache.disk import DiskTier, Place
+from imagefs.cache.disk import DiskTier
+from imagefs.cache.disk_queue import Place
 from imagefs.cache.layout import Part
 from imagefs.cache.link import Ticket
 from imagefs.cache.pieces import Failures, Frames, Tag, key_of, side_by_side

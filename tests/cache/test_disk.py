@@ -4,18 +4,19 @@ import errno
 import itertools
 import mmap
 import os
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import trio
 
-from imagefs.cache.disk import QUEUE_MAX, DiskTier, Place
+from imagefs.cache.disk import DiskTier
 from imagefs.cache.disk_files import FRAME, OBJECT, Folders, OpenFile
 from imagefs.cache.disk_index import DiskIndex, Figures, Row
 from imagefs.cache.disk_open import OpenedTier
 from imagefs.cache.disk_place import ASIDE, MARKER, CachePlace
+from imagefs.cache.disk_queue import QUEUE_MAX, Place
 from imagefs.cache.eviction import Evictor
 from imagefs.digest import digest_of
 from imagefs.errors import AccessError, DaemonError, ImageFSError, StoreError, StoreFullError, UsageError
@@ -109,6 +110,33 @@ def test_what_is_complete_is_sealed_under_its_name(bench: Bench, kind: int, fold
     assert bench.files("partial") == {}
     path = next((bench.root / folder).glob("*/*"))
     assert path.stat().st_mode & 0o777 == 0o444
+
+
+def test_what_lands_twice_while_its_file_waits_to_be_sealed_is_said_to_be_there(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imagefs.cache.disk._OFF_SECONDS", 0.0)
+    seal = Folders.seal
+    refusals = iter([True])
+
+    def refusing(folders: Folders, files: Sequence[tuple[int, bytes, int, OpenFile]]) -> list[bytes]:
+        if next(refusals, False):
+            raise OSError(errno.EIO, "not now")
+        return seal(folders, files)
+
+    monkeypatch.setattr(Folders, "seal", refusing)
+    data = noise(MIB)
+
+    async def body(tier: DiskTier) -> None:
+        where = place(data)
+        there: list[int] = []
+        assert tier.land(where, 0, data, lambda: there.append(1))
+        await until(lambda: tier.counters.write_errors == 1)
+        assert tier.land(where, 0, data, lambda: there.append(2))
+        await tier.settled()
+        assert there == [1, 2]
+        assert tier.counters.not_landed_bytes == 0
+        assert tier.complete == 1
+
+    bench.run(body)
 
 
 def test_what_is_incomplete_is_known_after_a_restart(bench: Bench) -> None:

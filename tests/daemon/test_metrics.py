@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from imagefs.cache.counters import ReadCounters
-from imagefs.cache.disk import DiskCounters
+from imagefs.cache.disk_commits import DiskCounters
 from imagefs.cache.disk_open import OpenedTier
 from imagefs.cache.disk_place import CachePlace
 from imagefs.cache.link import Link, LinkCounters
