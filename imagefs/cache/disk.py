@@ -4,8 +4,8 @@ Guarantees:
 
 - **It is never trusted.** What it holds is a hint: the fetcher verifies each frame that it reads from here by its digest, and says
   :meth:`DiskTier.bad` when it is not what it should be. So a flipped bit, a lost write or an unclean stop cost a fetch, never a wrong byte.
-- **Landing is off the critical path.** :meth:`DiskTier.land` puts bytes in a bounded queue; where the disk is slower than the link,
-  full, or broken, bytes are not kept and no reader notices.
+- **Landing is off the critical path.** :meth:`DiskTier.land` puts bytes in a bounded queue, from which they are written when no reader
+  waits, or a few seconds later; where the disk is slower than the link, full, or broken, bytes are not kept and no reader notices.
 - A file is in ``objects/`` or ``frames/`` only after all of it was verified and made durable (``imagefs.cache.disk_files``).
 - The index is written in one durable commit every :data:`COMMIT_SECONDS` at most: a killed process loses that much of what it landed.
 
@@ -26,7 +26,7 @@ from imagefs.cache.disk_commits import Commits, DiskCounters
 from imagefs.cache.disk_entries import Entries, Entry
 from imagefs.cache.disk_files import Folders, OpenFile, Piece, write_pieces
 from imagefs.cache.disk_index import DiskIndex, Row
-from imagefs.cache.disk_queue import LandingQueue, Place, Waiting
+from imagefs.cache.disk_queue import QUEUE_MAX, LandingQueue, Place, Waiting
 from imagefs.cache.eviction import Evictor, Protection
 from imagefs.cache.ranges import RangeSet
 from imagefs.digest import Buffer
@@ -34,6 +34,11 @@ from imagefs.errors import ImageFSError
 
 COMMIT_SECONDS: Final = 1.0
 _BATCH: Final = 32 << 20
+_QUIET_SECONDS: Final = 0.1
+"""For so long no reader may have waited, or what waits to be written waits on: the disk and the cores are the readers' first."""
+_WAIT_SECONDS: Final = 5.0
+_WAIT_BYTES: Final = QUEUE_MAX // 2
+"""But no longer than this, and no more of it."""
 _OFF_SECONDS: Final = 10.0
 """For how long nothing is written after the disk has refused a write."""
 _LAST_SECONDS: Final = 20.0
@@ -41,7 +46,6 @@ _THREADS: Final = 2
 """Of the tier's own: what it writes never queues behind what the daemon does elsewhere, nor that behind it."""
 _FOR_EVER: Final = float("inf")
 _NOW: Final = float("-inf")
-"""When the last commit was, if the next one is not to wait."""
 
 
 _T = TypeVar("_T")
@@ -90,8 +94,10 @@ class DiskTier:
         self._wake = trio.Event()
         self._committed = trio.Event()
         self._committed_at = _NOW
+        self._hurried = False
         self._off_until = 0.0
         self._refusal = ""
+        self._asked_at = self._waits_since = _NOW
         self._threads = trio.CapacityLimiter(_THREADS)
         self._commits = Commits(folders, index, self._entries, self.counters, self._threads)
         self.is_sound = True
@@ -125,11 +131,17 @@ class DiskTier:
 
     def land(self, place: Place, offset: int, data: Buffer, written: Callable[[], None] = _nothing) -> bool:
         """Keep bytes of a file, if there is room in the queue; False if they are not kept. ``written`` is called when they are there."""
+        if not self._queue:
+            self._waits_since = trio.current_time()
         if self._wall() < self._off_until or not self._queue.add(place, offset, data, written):
             self.counters.not_landed_bytes += len(data)
             return False
         self._wake.set()
         return True
+
+    def reader_waits(self) -> None:
+        """Note that a reader waits for something: what is to be written can wait a little for it."""
+        self._asked_at = trio.current_time()
 
     def bad(self, name: bytes, start: int, end: int) -> None:
         """Forget bytes that were read and are not what they should be. A complete file goes as a whole."""
@@ -182,22 +194,30 @@ class DiskTier:
         return await trio.to_thread.run_sync(function, *args, limiter=self._threads)
 
     def _hurry(self) -> None:
-        self._committed_at = _NOW
+        self._hurried = True
         self._wake.set()
 
     async def _rest(self) -> None:
-        """Wait until there is something to write, or until what is due for a commit has waited long enough."""
-        self._wake = trio.Event()
-        if self._queue or self._committed_at == _NOW:
-            return
-        due = self._committed_at + COMMIT_SECONDS - trio.current_time() if self._commits.is_due() else float("inf")
-        with trio.move_on_after(max(0.0, due)):
-            await self._wake.wait()
+        """Wait until it is time to write, or to commit."""
+        while not self._hurried and (until := min(self._write_at(), self._commit_at())) > trio.current_time():
+            self._wake = trio.Event()
+            with trio.move_on_at(until):
+                await self._wake.wait()
+
+    def _write_at(self) -> float:
+        if not self._queue:
+            return _FOR_EVER
+        return _NOW if self._queue.size >= _WAIT_BYTES else min(self._asked_at + _QUIET_SECONDS, self._waits_since + _WAIT_SECONDS)
+
+    def _commit_at(self) -> float:
+        if not self._commits.is_due():
+            return _FOR_EVER
+        return self._committed_at + max(COMMIT_SECONDS, min(self._asked_at + _QUIET_SECONDS - self._committed_at, _WAIT_SECONDS))
 
     async def _round(self) -> None:
         try:
             await self._write()
-            if trio.current_time() - self._committed_at >= COMMIT_SECONDS:
+            if self._hurried or trio.current_time() >= self._commit_at():
                 await self._commit()
                 await self._make_room()
         except (OSError, ImageFSError) as error:
@@ -264,6 +284,7 @@ class DiskTier:
         return outcome
 
     async def _commit(self) -> None:
+        self._hurried = False
         await self._commits.commit()
         self._committed_at = trio.current_time()
         self._committed.set()

@@ -98,6 +98,8 @@ class Fetcher:
             # All fetches start before the first is waited for, and what is waited for before what is read ahead.
             loads: list[Load] = []
             source = self._start(parts, demand=True, own=loads)
+            if source == STORE and self._disk is not None:
+                self._disk.reader_waits()
             ahead, until = record.ahead.advance(offset, end, record.size)
             if ahead < until:
                 self._read_ahead(record, ahead, until)

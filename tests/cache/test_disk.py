@@ -112,6 +112,29 @@ def test_what_is_complete_is_sealed_under_its_name(bench: Bench, kind: int, fold
     assert path.stat().st_mode & 0o777 == 0o444
 
 
+@pytest.mark.parametrize(
+    ("patience", "more", "kept"),
+    [((1000, 1000), 0, False), ((1000, 1000), 1, True), ((1000, 0.02), 0, True), ((0.02, 1000), 0, True)],
+    ids=["waits", "not if much waits", "not for long", "until nobody reads"],
+)
+def test_what_lands_waits_for_readers(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, patience: tuple[float, float], more: int, kept: bool
+) -> None:
+    monkeypatch.setattr("imagefs.cache.disk._QUIET_SECONDS", patience[0])
+    monkeypatch.setattr("imagefs.cache.disk._WAIT_SECONDS", patience[1])
+    monkeypatch.setattr("imagefs.cache.disk._WAIT_BYTES", MIB + 1)
+    data = noise(MIB + more)
+
+    async def body(tier: DiskTier) -> None:
+        tier.reader_waits()
+        assert tier.land(place(data), 0, data)
+        with trio.move_on_after(20 if kept else 0.3):
+            await until(lambda: tier.counters.landed_bytes > 0)
+        assert tier.counters.landed_bytes == (len(data) if kept else 0)
+
+    bench.run(body)
+
+
 def test_what_lands_twice_while_its_file_waits_to_be_sealed_is_said_to_be_there(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("imagefs.cache.disk._OFF_SECONDS", 0.0)
     seal = Folders.seal
