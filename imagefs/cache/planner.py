@@ -14,7 +14,6 @@ What is in flight already is not wanted: leaving it out is the caller's. What do
 (``imagefs.cache.readahead``), and fetching.
 """
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
@@ -23,11 +22,6 @@ from imagefs.format.objectmap import FrameRow
 
 GET_MAX: Final = 8 * 1024 * 1024
 """Bytes that one GET moves, at most, unless a single frame is larger."""
-
-GAP_MAX: Final = 512 * 1024
-"""Unwanted bytes between two wanted frames that are fetched along, at most: about two frames."""
-
-_LOCAL_SECONDS: Final = 0.001
 
 Tag = TypeVar("Tag")
 _Wanted = tuple[int, list[Tag], FrameRow]
@@ -84,19 +78,6 @@ def plan_runs(wanted: Iterable[tuple[Tag, FrameRow]], *, limit: int = GET_MAX, g
         planned.append(_run(pack, start, end, members))
     planned.sort(key=_first)
     return [run for _, run in planned]
-
-
-def gap_for(latency_seconds: float, bytes_per_second: float) -> int:
-    """Return the gap, in bytes, at which one GET more costs what the gap's bytes do; at most ``GAP_MAX``.
-
-    Both figures are as a single GET sees them: seconds to its first byte, and how fast its bytes then come *while the other GETs run*. On
-    a link that is full the second one is its share of the link, so that nothing is fetched along at the expense of what is wanted. A store
-    that answers in less than a millisecond is a local one, and gets 0; so do figures that say nothing.
-    """
-    product = latency_seconds * bytes_per_second
-    if latency_seconds < _LOCAL_SECONDS or bytes_per_second <= 0 or not math.isfinite(product):
-        return 0
-    return min(int(product), GAP_MAX)
 
 
 def _place(item: _Wanted[Tag]) -> tuple[int, int]:

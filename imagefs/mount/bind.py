@@ -1,14 +1,15 @@
-"""The mount calls: ``mount(2)`` and ``umount2(2)``, without ``mount(8)`` and its rules.
+"""Bind mounts: made read-only and taken away, with the kernel's calls, without ``mount(8)`` and its rules.
 
 Each of these blocks while the file system behind it does: call them from a thread when that file system is this process.
 """
 
-import ctypes
 import errno
-import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from imagefs import syscalls
 from imagefs.errors import AccessError, MountError
 
 _MS_RDONLY: Final = 1
@@ -18,8 +19,6 @@ _MS_REMOUNT: Final = 32
 _MS_BIND: Final = 4096
 _MNT_DETACH: Final = 2
 _UMOUNT_NOFOLLOW: Final = 8
-
-_libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
 class BusyError(MountError):
@@ -42,20 +41,23 @@ def unmount(target: Path, *, lazy: bool = False) -> None:
 
     ``BusyError`` if it is in use; ``MountError`` otherwise.
     """
-    if _libc.umount2(os.fsencode(target), _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0)):
-        _raise(f"cannot unmount {target}")
+    with _errors(f"cannot unmount {target}"):
+        syscalls.umount(target, _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0))
 
 
 def _mount(source: Path | None, target: Path, flags: int) -> None:
-    if _libc.mount(os.fsencode(source) if source else None, os.fsencode(target), None, ctypes.c_ulong(flags), None):
-        _raise(f"cannot mount at {target}")
+    with _errors(f"cannot mount at {target}"):
+        syscalls.mount(source, target, flags)
 
 
-def _raise(what: str) -> None:
-    number = ctypes.get_errno()
-    message = f"{what}: {os.strerror(number)}"
-    if number == errno.EBUSY:
-        raise BusyError(message)
-    if number in (errno.EPERM, errno.EACCES):
-        raise AccessError(message, hint="mounting takes root in this mount namespace (CAP_SYS_ADMIN)")
-    raise MountError(message)
+@contextmanager
+def _errors(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        message = f"{what}: {error.strerror}"
+        if error.errno == errno.EBUSY:
+            raise BusyError(message) from error
+        if error.errno in (errno.EPERM, errno.EACCES):
+            raise AccessError(message, hint="mounting takes root in this mount namespace (CAP_SYS_ADMIN)") from error
+        raise MountError(message) from error

@@ -1,13 +1,11 @@
 """The planner: every wanted frame once, first things first, no GET larger than allowed, and no more fetched along than is worth it."""
 
-import math
 from itertools import pairwise
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagefs.cache.planner import GAP_MAX, Run, gap_for, plan_runs
+from imagefs.cache.planner import Run, plan_runs
 from imagefs.format.objectmap import FrameRow
 
 
@@ -110,16 +108,3 @@ def test_no_two_gets_could_have_been_one(sizes: list[int], limit: int, random: o
         first = min((frame for _, frame in right.frames), key=lambda frame: frame.offset)
         assert left.end == right.start
         assert first.offset + first.stored - left.start > limit
-
-
-def test_the_gap_is_what_the_link_moves_in_the_time_of_a_get_within_bounds() -> None:
-    assert gap_for(0.002, 100e6) == 200_000
-    assert gap_for(0.020, 200e6) == GAP_MAX
-    assert gap_for(0.000_2, 2e9) == 0
-
-
-@pytest.mark.parametrize(
-    ("latency", "rate"), [(0, 0), (-1, -5), (math.nan, 1), (1, math.nan), (math.inf, 1), (1, math.inf), (-1, 1), (1, -1)]
-)
-def test_figures_that_say_nothing_give_no_gap(latency: float, rate: float) -> None:
-    assert gap_for(latency, rate) == 0

@@ -6,7 +6,7 @@
 from collections.abc import Sequence
 from typing import Final
 
-from tests.corpus.rawtar import BLOCK, base256, header, octal, pad, pax, pax_record
+from tests.corpus.rawtar import base256, header, octal, pad, pax, pax_record
 
 GNU: Final = b"ustar  \0"
 Segments = Sequence[tuple[int, bytes]]
@@ -93,20 +93,3 @@ def pax_sparse_10(name: bytes, size: int, segments: Segments, says: Map | None =
 
 
 SPARSE_FORMATS: Final = [old_sparse, pax_sparse_00, pax_sparse_01, pax_sparse_10]
-
-__all__ = [
-    "BLOCK",
-    "GNU",
-    "SPARSE_FORMATS",
-    "Map",
-    "Segments",
-    "map_of",
-    "old_sparse",
-    "patched",
-    "pax_sparse_00",
-    "pax_sparse_01",
-    "pax_sparse_10",
-    "resum",
-    "stored",
-    "wide",
-]

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-from tests.matrix.table import COLUMNS, DISK, OPERATIONS, PROCESS, STORE, Column, Outcome
+from tests.matrix.table import DISK, OPERATIONS, PROCESS, STORE, Column, Outcome
 
 PAGE: Final = Path(__file__).parents[2] / "docs" / "reliability.md"
 
@@ -61,8 +61,7 @@ def page() -> str:
     parts = [_INTRODUCTION, _LEGEND]
     for group in (STORE, DISK, PROCESS):
         parts.extend(("\n".join(_group(group)), "\n".join(_words(group))))
-    parts.append("\n".join(_deviations()))
-    return "\n".join(parts)
+    return "\n".join(parts) + "\n"
 
 
 def _group(columns: Iterable[Column]) -> Iterator[str]:
@@ -77,12 +76,10 @@ def _group(columns: Iterable[Column]) -> Iterator[str]:
 
 def _cell(outcome: Outcome) -> str:
     if outcome.kind == "unaffected":
-        word = "as ever"
-    elif outcome.kind == "right":
-        word = "right"
-    else:
-        word = outcome.code if outcome.code.startswith("exit") else f"`{outcome.code}`"
-    return word + ("\\*" if outcome.bug else "")
+        return "as ever"
+    if outcome.kind == "right":
+        return "right"
+    return outcome.code if outcome.code.startswith("exit") else f"`{outcome.code}`"
 
 
 def _words(columns: Iterable[Column]) -> Iterator[str]:
@@ -94,23 +91,6 @@ def _words(columns: Iterable[Column]) -> Iterator[str]:
                 notes.setdefault(outcome.note, []).append(OPERATIONS[name])
         for note, names in notes.items():
             yield f"  - {', '.join(names)}: {note}"
-    yield ""
-
-
-def _deviations() -> Iterator[str]:
-    found: dict[str, dict[str, list[str]]] = {}
-    for column in COLUMNS.values():
-        for name, outcome in column.cells.items():
-            if outcome.bug:
-                found.setdefault(outcome.bug, {}).setdefault(OPERATIONS[name], []).append(column.title)
-    if not found:
-        return
-    yield "## Not so yet\n"
-    yield "A star in a table says that a cell is not so yet, because:\n"
-    for bug, cells in found.items():
-        yield f"- {bug[0].upper()}{bug[1:]}."
-        for operation, titles in cells.items():
-            yield f"  - {operation}: {'; '.join(titles)}"
     yield ""
 
 

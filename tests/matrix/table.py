@@ -3,8 +3,6 @@
 Three outcomes. *Unaffected*: as if nothing were wrong, and sooner than a wait for the store could end. *Right*: the right bytes, or a
 command's success, within a time. *Error*: this error and no other, within a time. There is no fourth one: wrong bytes, and what does not
 end, fail the test of their cell.
-
-A cell with ``bug`` says what has to happen and does not yet; its test is expected to fail, and fails when it does not.
 """
 
 from collections.abc import Mapping
@@ -49,7 +47,6 @@ class Outcome:
     code: str = ""
     within: float = SOON
     note: str = ""
-    bug: str = ""
 
     @property
     def seen(self) -> str:
