@@ -6,12 +6,14 @@ cannot be had, or that the map is unsound there, disturbs nobody who did not ask
 """
 
 from collections.abc import Generator
+from itertools import islice
 from typing import Final
 
 import trio
 
+from imagefs.cache.disk_files import OBJECT
 from imagefs.cache.flights import FetchLog, Flight, Flights
-from imagefs.cache.layout import WINDOW, ObjectRecord, Part, frame_part, parts_of
+from imagefs.cache.layout import EXTENTS_MAX, WINDOW, ObjectRecord, Part, frame_part, parts_of
 from imagefs.cache.link import Link
 from imagefs.cache.neighbours import Neighbours, Reach
 from imagefs.cache.pieces import Frames
@@ -84,12 +86,12 @@ class Along:
         part, piece = missed[0][0]
         record, number = part.record, part.frames[piece]
         left = reach
-        if record.lookup.neighbours.is_large(number):
-            bounds = [(part.base, part.slab.bounds[piece : piece + 2]) for (part, piece), _ in missed if part.slab is not None]
+        # A part of a shared frame says where it is in that frame, and nothing of where in the object its reader is.
+        own = [(part.base, part.slab.bounds[piece : piece + 2]) for (part, piece), _ in missed if part.slab and part.kind == OBJECT]
+        if own and record.lookup.neighbours.is_large(number):
             half = reach // 2
-            after = self._add(wanted, self._onward(record, max(base + end for base, (_, end) in bounds)), half, most)
-            start = min(base + start for base, (start, _) in bounds)
-            before = self._add(wanted, self._backward(record, start), half, most, backward=True)
+            after = self._add(wanted, self._onward(record, max(base + end for base, (_, end) in own)), half, most)
+            before = self._add(wanted, self._backward(record, min(base + start for base, (start, _) in own)), half, most, backward=True)
             left -= max(after, before)
         self._add(wanted, self._beside(record, number, left), 2 * left, most)
 
@@ -131,7 +133,7 @@ class Along:
         flights = self._flights
         content = sum(frame.length for _, frame in wanted)
         stored = 0
-        for part in parts:
+        for part in islice(parts, EXTENTS_MAX):
             slab = part.slab
             if slab is None or slab.dropped is not None:
                 continue
@@ -160,14 +162,9 @@ class Along:
     async def _bring(self, flights: list[Flight], moved: int, latency: float) -> None:
         began = trio.current_time()
         came: list[bool] = []
-
-        async def bring(flight: Flight) -> None:
-            came.append(await self._store.bring(flight))
-
         try:
             async with trio.open_nursery() as nursery:
-                for flight in flights:
-                    nursery.start_soon(bring, flight)
+                await self._store.bring(flights, nursery, came)
         finally:
             self._moving -= moved
         if all(came):

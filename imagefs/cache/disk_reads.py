@@ -75,7 +75,7 @@ class DiskReads:
                 # The thread that hangs may write to this slab whenever it wakes.
                 slab.dropped = DeadlineError(f"the cache disk did not answer within {self._deadline:g} s")
                 self._ram.drop(slab)
-                self._flights.fail([(tag, frame, slab.dropped) for tag, frame in frames])
+                self._flights.fail([(tag, frame, slab.dropped) for tag, frame in frames], store=False)
         if not is_over:
             return []
         bad = {piece for (_, piece), _ in failed}

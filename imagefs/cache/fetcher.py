@@ -112,7 +112,7 @@ class Fetcher:
                     source = max(source, found)
                     await part.slab.lot.park()  # type: ignore[union-attr] # a part that waits has a slab
         if scope.cancelled_caught:
-            raise DeadlineError(f"neither disk nor store answered within {self._deadline:g} s")
+            raise DeadlineError(f"the {self._awaited(parts)} did not answer within {self._deadline:g} s")
         counters = self._counters
         if source == STORE:
             counters.fetched_bytes += end - offset
@@ -121,6 +121,17 @@ class Fetcher:
         else:
             counters.ram_bytes += end - offset
         return parts[0].view() if len(parts) == 1 else b"".join(part.view() for part in parts)
+
+    def _awaited(self, parts: Iterable[Part]) -> str:
+        """Name what a reader of parts waited for in vain: what is to come from the store has a ticket."""
+        for part in parts:
+            slab = part.slab
+            if slab is not None and any(
+                slab.dropped is not None or (slab.state[piece] == IN_FLIGHT and self._flights.ticket(slab, piece) is None)
+                for piece in range(*slab.pieces(part.start, part.stop))
+            ):
+                return "cache disk"
+        return "store"
 
     def tier_of(self, record: ObjectRecord) -> str:
         """Say from which tier the whole of an object would be read now: ``ram``, ``ssd`` (and RAM, perhaps) or ``store``."""
@@ -239,8 +250,7 @@ class Fetcher:
 
     def _fetch(self, wanted: Frames, *, demand: bool) -> None:
         """Start bringing frames from the store."""
-        for flight in self._flights.depart(wanted, demand=demand):
-            self._nursery.start_soon(self._from_store.bring, flight)
+        self._nursery.start_soon(self._from_store.bring, self._flights.depart(wanted, demand=demand), self._nursery, [])
 
     async def _load(self, load: Load) -> None:
         """Bring pieces from SSD, and those that cannot be had there from the store."""

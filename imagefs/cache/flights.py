@@ -147,8 +147,11 @@ class Flights:
         place = Place(part.name, part.kind, part.size, part.holes)
         disk.land(place, part.base + start, slab.view[start:end], partial(self._ram.saved, slab, end - start))
 
-    def fail(self, failed: Failures, *, remember: bool = True) -> None:
-        """Put failed pieces back to missing, and wake who waits; ``remember``: refuse them for a while, with the reason, and log it."""
+    def fail(self, failed: Failures, *, store: bool, remember: bool = True) -> None:
+        """Put failed pieces back to missing, and wake who waits; ``remember``: refuse them for a while, with the reason, and log it.
+
+        ``store``: it was the store, not SSD, that did not give them.
+        """
         until = self._clock() + BAD_SECONDS
         for (part, piece), frame, error in failed:
             slab = part.slab
@@ -164,16 +167,16 @@ class Flights:
                 self._bad[_name(part, frame)] = (until, anew(error))
             slab.lot.unpark_all()
             if remember:
-                self._tell(part, frame, error)
+                self._tell(part, frame, error, tier="store" if store else "ssd")
 
     def abandon(self, flight: Flight, error: ImageFSError) -> None:
         """Fail what a GET was to bring and has not; nothing of what others bring."""
         run, ticket = flight
         mine = [(tag, frame, error) for tag, frame in run.frames if self._tickets.get(key_of(*tag)) is ticket]
         # What nobody waited for may well be had by who does: that its turn did not come says nothing of the frame.
-        self.fail(mine, remember=ticket.demand)
+        self.fail(mine, store=True, remember=ticket.demand)
 
-    def _tell(self, part: Part, frame: FrameRow, error: ImageFSError) -> None:
+    def _tell(self, part: Part, frame: FrameRow, error: ImageFSError, *, tier: str) -> None:
         lookup = part.record.lookup
         try:
             pack = lookup.objects.pack(frame.pack).digest.hex()
@@ -185,7 +188,7 @@ class Flights:
             object=part.record.digest.hex(),
             frame=frame.digest.hex(),
             pack=pack,
-            tier="store",
+            tier=tier,
             error=error.message,
         )
 

@@ -11,7 +11,8 @@ Invariants:
 - whoever can enter has entered: each change admits at once, so no wake-up can be lost. While somebody waits, somebody is in flight, or
   the ceiling is 0: then :meth:`Gate.refuse` is how those who wait learn of it.
 
-A ticket belongs to one GET, and the gate to the trio thread. What does not live here: how large the limit is (``imagefs.cache.pace``).
+A ticket belongs to one GET at a time, and the gate to the trio thread. What does not live here: how large the limit is
+(``imagefs.cache.pace``).
 """
 
 from collections import OrderedDict
@@ -120,7 +121,7 @@ class Gate:
 
     def enter(self, ticket: Ticket) -> None:
         """Let a ticket in, or put it at the end of its queue."""
-        assert ticket.state == OUT, "a ticket is one GET's"
+        assert ticket.state == OUT, "a ticket is for one GET at a time"
         ticket.stand(self, WAITING)
         (self._demand if ticket.demand else self._prefetch)[ticket] = None
         self._admit()

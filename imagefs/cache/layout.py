@@ -3,12 +3,15 @@
 A read is answered from *parts*: runs of one slab each. Three shapes:
 
 - an object that lies in one frame, whole or with others: the slab is that frame, named by the frame's digest;
-- a window of ``WINDOW`` bytes of a larger object, cut into whole frames: the slab is the window, named by the digest of its frames'
-  digests;
+- a window of ``WINDOW`` bytes of a larger object, cut into whole frames of whole pages: the slab is the window, named by the digest of its
+  frames' digests;
 - anything else (pieces of shared frames, frames that straddle a window): one part an extent, each in its frame's slab.
 
 Which shape applies is a pure function of the object map, so images that share an object share its slabs. A slab's name settles its bytes:
 an image whose map lies about an object has slabs of its own, and no other image is shown them.
+
+No question takes long, whatever the map says: of a window as many extents are looked at as it has pages, of a range that is no window
+those of its bytes, ``EXTENTS_MAX`` at most.
 
 Each part also says where its slab lies in a file of the SSD tier: in the object, or, for a frame that several objects share, in a file
 that is the frame. What does not live here: fetching.
@@ -24,6 +27,7 @@ from imagefs.cache.ram import RamCache
 from imagefs.cache.readahead import Readahead
 from imagefs.cache.slab import SLAB_MAX, Slab
 from imagefs.digest import DIGEST_SIZE, digest_of
+from imagefs.errors import LimitError
 from imagefs.format.objectmap import HOLE, Extent, FrameRow, ObjectMap, ObjectRow
 
 WINDOW: Final = SLAB_MAX
@@ -32,6 +36,13 @@ WINDOW: Final = SLAB_MAX
 COUNT_MAX: Final = 16384
 """Extents that are looked at for one question about a whole object."""
 
+EXTENTS_MAX: Final = 4096
+"""Fewer extents than this may make up what is read at once: it takes some milliseconds. Where more do, the kernel still gets single pages.
+
+What this project converts is cut at multiples of 256 KiB, and has one extent a read, or few.
+"""
+
+_PAGE: Final = 4096
 _WINDOWS_MAX: Final = 256
 _HOLE: Final = bytes(DIGEST_SIZE)
 _ZEROS: Final = memoryview(bytes(1024 * 1024))
@@ -73,7 +84,8 @@ class ObjectRecord:
         self.digest = row.digest
         self.size = row.size
         self.ahead = Readahead()
-        self._windows: dict[int, Window] = {}
+        # By number; None where the object is not cut into one.
+        self._windows: dict[int, Window | None] = {}
         self._single: tuple[bytes, int] | None = None
         if row.extent_count == 1 and row.size:
             extent = lookup.objects.extents(row, 0, row.size)[0]
@@ -111,19 +123,16 @@ class ObjectRecord:
         window = self._windows.get(number)
         return (None if window is None else window.name), number * WINDOW
 
-    def window_at(self, base: int, extents: list[Extent]) -> Window:
-        """Return the window that begins at byte ``base`` and has these extents."""
+    def window(self, base: int) -> Window | None:
+        """Return the window that begins at byte ``base``; None if the object is not cut into one there."""
         number = base // WINDOW
-        found = self._windows.get(number)
-        if found is None:
-            if len(self._windows) >= _WINDOWS_MAX:
-                self._windows.clear()
-            found = self._windows[number] = _window(self.lookup.objects, base, extents)
+        if number in self._windows:
+            return self._windows[number]
+        found = _window(self.lookup.objects, self.row, base)
+        if len(self._windows) >= _WINDOWS_MAX:
+            self._windows.clear()
+        self._windows[number] = found
         return found
-
-    def known_window(self, base: int) -> Window | None:
-        """Return the window that begins at byte ``base`` if it was asked for lately."""
-        return self._windows.get(base // WINDOW)
 
 
 @dataclass(slots=True)
@@ -178,14 +187,13 @@ def _cut(parts: list[Part], record: ObjectRecord, offset: int, end: int, ram: Ra
     while position < end:
         base = position // WINDOW * WINDOW
         stop = min(end, base + WINDOW)
-        window = record.known_window(base)
+        window = record.window(base)
         if window is None:
-            extents = record.lookup.objects.extents(record.row, base, min(base + WINDOW, record.size))
-            if _is_window(record, extents, base):
-                window = record.window_at(base, extents)
-            else:
-                _add_extents(parts, record, extents, (position, stop), ram, create=create)
-        if window is not None:
+            extents = record.lookup.objects.extents(record.row, position, stop, most=EXTENTS_MAX)
+            if len(parts) + len(extents) >= EXTENTS_MAX:
+                raise LimitError(f"object {record.digest.hex()}: {EXTENTS_MAX} extents or more make up what is read at once")
+            _add_extents(parts, record, extents, (position, stop), ram, create=create)
+        else:
             parts.append(_window_part(record, window, base, (position, stop), ram, create=create))
         position = stop
 
@@ -201,29 +209,31 @@ def frame_part(lookup: Lookup, number: int, ram: RamCache) -> Part:
     return Part(slab, 0, row.length, record, (number,), name=row.digest, kind=kind, size=row.length)
 
 
-def _is_window(record: ObjectRecord, extents: list[Extent], base: int) -> bool:
-    """Say whether these extents are at least two whole frames or holes that begin and end with the window, and not all of them holes."""
+def _window(objects: ObjectMap, row: ObjectRow, base: int) -> Window | None:
+    """Return the window at ``base`` if it is at least two whole frames or holes that begin and end with it, and not all of them holes.
+
+    Where two meet, a page begins: so a window has no more of them than pages, and what of it is there takes the memory that it counts for.
+    """
+    extents = objects.extents(row, base, base + WINDOW, most=WINDOW // _PAGE)
     last = extents[-1]
-    if len(extents) < 2 or extents[0].offset != base or last.offset + last.length > base + WINDOW:
-        return False
-    frame_of = record.lookup.objects.frame
+    if len(extents) < 2 or extents[0].offset != base or last.offset + last.length != min(base + WINDOW, row.size):
+        return None
+    names: list[bytes] = []
     data = False
-    for _, length, frame, frame_offset in extents:
-        if frame == HOLE:
-            continue
-        if frame_offset or frame_of(frame).length != length:
-            return False
-        data = True
-    return data
-
-
-def _window(objects: ObjectMap, base: int, extents: list[Extent]) -> Window:
-    # Lengths are in the name, or who lies about them would set the bounds for others. A hole has no digest: nothing hashes to zeros.
-    names = [
-        extent.length.to_bytes(8, "little") + (_HOLE if extent.frame == HOLE else objects.frame(extent.frame).digest) for extent in extents
-    ]
-    bounds = (*(extent.offset - base for extent in extents), extents[-1].offset + extents[-1].length - base)
-    return Window(b"w" + digest_of(b"".join(names)), bounds, tuple(extent.frame for extent in extents))
+    for offset, length, frame, frame_offset in extents:
+        digest = _HOLE  # nothing hashes to that
+        if frame != HOLE:
+            frame_row = objects.frame(frame)
+            if frame_offset or frame_row.length != length:
+                return None
+            digest = frame_row.digest
+            data = True
+        if offset % _PAGE:
+            return None
+        # Lengths are in the name, or who lies about them would set the bounds for others.
+        names.append(length.to_bytes(8, "little") + digest)
+    bounds = (*(extent.offset - base for extent in extents), last.offset + last.length - base)
+    return Window(b"w" + digest_of(b"".join(names)), bounds, tuple(extent.frame for extent in extents)) if data else None
 
 
 def _window_part(record: ObjectRecord, window: Window, base: int, span: tuple[int, int], ram: RamCache, *, create: bool) -> Part:

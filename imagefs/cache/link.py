@@ -95,7 +95,7 @@ class Link:
     async def get(self, key: str, byte_range: ByteRange, ticket: Ticket, *, until: float | None = None) -> Buffer:
         """Return exactly the bytes of a range of a pack by ``until``, or raise an ``ImageFSError``.
 
-        ``until`` is on the clock, and by default the deadline from now. A ticket is for one GET.
+        ``until`` is on the clock, and by default the deadline from now. A ticket is for one GET at a time.
         """
         now = self._clock()
         wanted = _Get(key, byte_range, ticket, now, now + self._deadline if until is None else until)

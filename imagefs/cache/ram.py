@@ -6,7 +6,8 @@ lies in a slab is answered with a view of it and copies nothing. Slabs are named
 Invariants:
 
 - the bytes of a piece that is there never change, whatever eviction does (``imagefs.cache.slab``);
-- bytes are counted when a piece lands: a slab's untouched rest is address space, not memory;
+- bytes are counted when a piece lands: a slab's untouched rest is address space, not memory. What a slab takes besides them counts as long
+  as it is here, or a million slabs of a few bytes would take a gigabyte;
 - the total is at most the limit, plus what is in flight: a slab that is being filled is never evicted, or single flight would break;
 - a slab that the SSD holds as well goes before one that only the store has, as far as ``_LOOK`` slabs from the old end of a queue.
 
@@ -128,16 +129,13 @@ class RamCache:
             self._ghost_bytes -= weight
         self._slabs[key] = slab
         (self._main if slab.main else self._small)[key] = slab
+        self._count(slab, slab.weight)
 
     def landed(self, slab: Slab, count: int) -> None:
         """Count ``count`` bytes that landed in a slab, and make room for them."""
         if self._slabs.get(slab.key) is slab:
-            self.used += count
+            self._count(slab, count)
             self.clock += count
-            if not slab.main:
-                self._small_used += count
-                if not slab.due:
-                    self._fresh += count
             if slab.is_round and not slab.missing and not slab.unsaved:
                 self._from_disk[slab.key] = slab
                 self._from_disk_bytes += slab.landed
@@ -170,14 +168,8 @@ class RamCache:
             del self._slabs[key]
             if self._from_disk.pop(key, None) is not None:
                 self._from_disk_bytes -= slab.landed
-            self.used -= slab.landed
-            if slab.main:
-                del self._main[key]
-            else:
-                del self._small[key]
-                self._small_used -= slab.landed
-                if not slab.due:
-                    self._fresh -= slab.landed
+            self._count(slab, -slab.weight)
+            del (self._main if slab.main else self._small)[key]
 
     def discard(self, slab: Slab) -> None:
         """Forget a slab that has nothing, and that nothing is coming to: it was made to be looked at."""
@@ -190,9 +182,16 @@ class RamCache:
             self.drop(slab)
         self._pool.clear()
 
+    def _count(self, slab: Slab, count: int) -> None:
+        self.used += count
+        if not slab.main:
+            self._small_used += count
+            if not slab.due:
+                self._fresh += count
+
     def _use(self, slab: Slab) -> None:
         if not slab.due and not slab.main and self._slabs.get(slab.key) is slab:
-            self._fresh -= slab.landed
+            self._fresh -= slab.weight
         slab.due = self.clock + self._one_use + 1
         if slab.hits < _HITS_MAX:
             slab.hits += 1
@@ -207,7 +206,7 @@ class RamCache:
                 return
             if not victim.on_disk:
                 victim = self._on_disk(newest) or victim
-            self.evicted += victim.landed
+            self.evicted += victim.weight
             self.drop(victim)
             if not victim.main:
                 self._remember(victim)
@@ -235,7 +234,7 @@ class RamCache:
                 small.move_to_end(key)
             elif slab.hits > 1:
                 del small[key]
-                self._small_used -= slab.landed
+                self._small_used -= slab.weight
                 slab.hits = 0
                 slab.main = True
                 self._main[key] = slab
@@ -269,7 +268,7 @@ class RamCache:
 
     def _remember(self, slab: Slab) -> None:
         """Keep the name of a slab that left the small queue, and of as many as the main one could hold."""
-        self._ghosts[slab.key] = slab.landed
-        self._ghost_bytes += slab.landed
+        self._ghosts[slab.key] = slab.weight
+        self._ghost_bytes += slab.weight
         while self._ghost_bytes > self._limit or len(self._ghosts) > _GHOSTS_MAX:
             self._ghost_bytes -= self._ghosts.popitem(last=False)[1]

@@ -36,6 +36,10 @@ POOL_MAX: Final = 8
 
 _MMAP_FROM: Final = 64 * 1024
 
+_SLAB_BYTES: Final = 1024
+_PIECE_BYTES: Final = 40
+"""What a slab takes besides its bytes, and each piece of it: 1,020 and 39, as the memory of a process with 50,000 of them grows."""
+
 
 class Pool:
     """Buffers that no slab has. Belongs to the trio thread, but that a thread may be the last to let go of a slab."""
@@ -152,6 +156,11 @@ class Slab(_Holder):
     def is_round(self) -> bool:
         """Whether its buffer is one of those that go round."""
         return self._pool is not None
+
+    @property
+    def weight(self) -> int:
+        """The bytes of memory that it takes: those that are there, and the objects that it consists of."""
+        return self.landed + _SLAB_BYTES + _PIECE_BYTES * len(self.state)
 
     def pieces(self, start: int, stop: int) -> tuple[int, int]:
         """Return the first and the last (exclusive) of the pieces that hold bytes ``start`` to ``stop`` (exclusive)."""

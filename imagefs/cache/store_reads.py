@@ -1,11 +1,11 @@
 """What comes from the store: one GET becomes verified pieces.
 
 Invariants: whatever happens, no piece of a GET stays in flight, and it ends within the deadline; a frame whose bytes are wrong is got once
-more, alone, and does not fail its neighbours. What does not live here: how a GET is made to succeed (``link``), decoding (``pieces``).
+more, alone, and does not fail its neighbours; GETs that are started together come to the link in their order, demand first; a GET for one
+frame of a flight is demand if the flight is. What does not live here: how a GET is made to succeed (``link``), decoding (``pieces``).
 """
 
 import os
-from dataclasses import dataclass
 
 import trio
 
@@ -15,17 +15,6 @@ from imagefs.cache.link import Link, Ticket
 from imagefs.cache.pieces import Decoder, Failures, Frames, chunked, key_of
 from imagefs.errors import DeadlineError, ImageFSError, IntegrityError, StoreError
 from imagefs.store.base import ByteRange, pack_key
-
-
-@dataclass(frozen=True, slots=True)
-class _Got:
-    """What a GET brought: ``data`` from byte ``start`` of the pack on; and what more GETs of it would need."""
-
-    key: str
-    data: memoryview
-    start: int
-    until: float
-    demand: bool
 
 
 class StoreReads:
@@ -41,8 +30,19 @@ class StoreReads:
         self._decodes = {demand: trio.CapacityLimiter(max(2, os.cpu_count() or 1)) for demand in (True, False)}
         self._decoder = Decoder()
 
-    async def bring(self, flight: Flight) -> bool:
-        """Bring one run into its slabs; return whether its GET succeeded. Whatever happens, no piece of it stays in flight."""
+    async def bring(self, flights: list[Flight], nursery: trio.Nursery, came: list[bool]) -> None:
+        """Bring runs into their slabs, by tasks of ``nursery``, and add for each whether its GET succeeded to ``came``."""
+        # Tasks that are started at once run in any order, and what is wanted last would take a place at the gate from what is wanted
+        # first. So each GET starts the one behind it, and prefetch lets the demand go ahead that was started with it.
+        flight, *others = flights
+        if not flight[1].demand:
+            await trio.lowlevel.checkpoint()
+        if others:
+            nursery.start_soon(self.bring, others, nursery, came)
+        came.append(await self._bring(flight))
+
+    async def _bring(self, flight: Flight) -> bool:
+        """Bring one run; return whether its GET succeeded. Whatever happens, no piece of it stays in flight."""
         until = trio.current_time() + self._deadline
         error: ImageFSError = DeadlineError(f"the store did not answer within {self._deadline:g} s")
         came = False
@@ -65,39 +65,37 @@ class StoreReads:
             data = memoryview(await self._link.get(key, ByteRange(run.start, run.end), ticket, until=until))
         except IntegrityError:
             # The pack is shorter than it should be; but for the last frames, what is there can still be read.
-            await self._get_one_by_one(key, run.frames, until)
+            await self._get_one_by_one(key, run.frames, ticket, until)
             return
+        wrong: Failures = []
+
+        async def decode(frames: Frames) -> None:
+            wrong.extend(await self._decode(data, run.start, frames, ticket))
+
         # Decoding takes longer than getting: what came in one GET is decoded in several threads, what is waited for first.
         async with trio.open_nursery() as nursery:
             for chunk in chunked(run.frames, demand=ticket.demand):
-                nursery.start_soon(self._decode_chunk, _Got(key, data, run.start, until, ticket.demand), chunk)
+                nursery.start_soon(decode, chunk)
+        # Once more: the bytes may have been damaged on the way.
+        await self._get_one_by_one(key, [(tag, frame) for tag, frame, _ in wrong], ticket, until)
 
-    async def _decode_chunk(self, got: _Got, frames: Frames) -> None:
-        failed = await self._decode(got.data, got.start, frames, demand=got.demand)
-        lost = {key_of(*tag) for tag, _, _ in failed}
-        self._flights.settle([item for item in frames if key_of(*item[0]) not in lost], store=True)
-        if failed:
-            self._counters.verify_failures += len(failed)
-            # Once more: the bytes may have been damaged on the way.
-            await self._get_one_by_one(got.key, [(tag, frame) for tag, frame, _ in failed], got.until)
-
-    async def _get_one_by_one(self, key: str, frames: Frames, until: float) -> None:
-        """Get frames by a GET each; those that cannot be had fail alone."""
+    async def _get_one_by_one(self, key: str, frames: Frames, ticket: Ticket, until: float) -> None:
+        """Get frames of a flight by a GET each, one after the other as they have but one ticket; those that cannot be had fail alone."""
         for item in frames:
             frame = item[1]
             try:
-                byte_range = ByteRange(frame.offset, frame.offset + frame.stored)
-                # Few and small: as if a reader waited for each, which is likely.
-                data = memoryview(await self._link.get(key, byte_range, Ticket(demand=True), until=until))
-                failed = await self._decode(data, frame.offset, [item], demand=True)
-                self._counters.verify_failures += len(failed)
+                data = memoryview(await self._link.get(key, ByteRange(frame.offset, frame.offset + frame.stored), ticket, until=until))
             except ImageFSError as error:
-                failed = [(*item, error)]
-            if failed:
-                self._flights.fail(failed)
+                # That the turn of what nobody waits for did not come says nothing of the frame. An answer does.
+                self._flights.fail([(*item, error)], store=True, remember=ticket.demand or not error.retryable)
             else:
-                self._flights.settle([item], store=True)
+                self._flights.fail(await self._decode(data, frame.offset, [item], ticket), store=True)
 
-    async def _decode(self, data: memoryview, start: int, frames: Frames, *, demand: bool) -> Failures:
+    async def _decode(self, data: memoryview, start: int, frames: Frames, ticket: Ticket) -> Failures:
+        """Decode frames that lie in ``data``, which begins at byte ``start`` of the pack; show those that are right, return the others."""
         # Never left to itself, as it writes to slabs: it takes milliseconds and waits for nothing.
-        return await trio.to_thread.run_sync(self._decoder.decode, data, start, frames, limiter=self._decodes[demand])
+        failed = await trio.to_thread.run_sync(self._decoder.decode, data, start, frames, limiter=self._decodes[ticket.demand])
+        wrong = {key_of(*tag) for tag, _, _ in failed}
+        self._flights.settle([item for item in frames if key_of(*item[0]) not in wrong], store=True)
+        self._counters.verify_failures += len(failed)
+        return failed

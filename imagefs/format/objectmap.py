@@ -230,10 +230,11 @@ class ObjectMap:
                 high, high_prefix = middle, row[0]
         return None
 
-    def extents(self, row: ObjectRow, start: int, end: int) -> list[Extent]:
+    def extents(self, row: ObjectRow, start: int, end: int, *, most: int | None = None) -> list[Extent]:
         """Return the extents that cover bytes ``start`` to ``end`` (exclusive, cut to the object's size) of an object, in order.
 
-        Together they cover the range without a gap, and each lies inside its frame; ``IntegrityError`` if the map says otherwise.
+        Together they cover the range without a gap, and each lies inside its frame; ``IntegrityError`` if the map says otherwise. Where
+        there are more than ``most``, those are not looked at, and not returned.
         """
         digest, size, first, count = row
         end = min(end, size)
@@ -258,7 +259,7 @@ class ObjectMap:
                 break
             found.append(extent)
             position = offset + length
-            if position >= end:
+            if position >= end or len(found) == most:
                 return found
             if position <= start:
                 break

@@ -12,11 +12,12 @@ from imagefs.cache.fetcher import Fetcher
 from imagefs.cache.layout import WINDOW, ObjectRecord, Part, parts_of
 from imagefs.cache.pieces import Decoder, Failures, Frames
 from imagefs.cache.ram import RamCache
+from imagefs.digest import digest_of
 from imagefs.errors import NotFoundError
-from imagefs.format.objectmap import FRAME_SIZE
+from imagefs.format.objectmap import FRAME_SIZE, Extent
 from imagefs.store.base import ByteRange, pack_key
 from tests.cache.far_bench import KIB, LATER, MIB, RATE, RTT, SOON, Bench, noise, pack, small_files
-from tests.fuse.images import FRAME, Maker
+from tests.fuse.images import FRAME, Maker, Row
 
 pytestmark = pytest.mark.usefixtures("threads_take_no_time")
 
@@ -237,5 +238,26 @@ def test_a_long_hole_beside_a_miss_is_not_looked_through(maker: Maker, monkeypat
         await trio.sleep(LATER)
         assert 1 <= len(looked) <= 2 * along.CONTENT_MAX // WINDOW + 2
         assert bench.moved()[:2] == [1, 1]
+
+    bench.run(body)
+
+
+def test_around_a_miss_in_a_piece_of_a_shared_frame_no_other_place_of_the_object_is_taken_for_its_neighbourhood(maker: Maker) -> None:
+    """It lies at 0 of the file that is its frame. That was taken for its place in the object, and the object's beginning came along."""
+    half = 32 * KIB
+    pieces = [noise(half, seed) for seed in range(60)]
+    data = b"".join(pieces)
+    small = small_files(60, half, 1000)
+    maker._pack([piece + own for piece, own in zip(pieces, small, strict=True)])
+    maker.rows[digest_of(data)] = Row(digest_of(data), len(data), [Extent(number * half, half, number, 0) for number in range(60)])
+    for number, own in enumerate(small):
+        maker.rows[digest_of(own)] = Row(digest_of(own), half, [Extent(0, half, number, half)])
+    bench = Bench(maker)
+
+    async def body(f: Fetcher) -> None:
+        await bench.read(f, data, 50 * half, 50 * half + 100)
+        await trio.sleep(LATER)
+        assert not sum(bench.moved()[:40])
+        bench.assert_tidy(f)
 
     bench.run(body)

@@ -319,9 +319,10 @@ def test_an_error_of_the_store_reaches_every_reader_and_ends_nothing(maker: Make
             for start in range(0, len(data), FRAME):
                 nursery.start_soon(reader, start)
         assert len(failed) == 2 * WINDOW // FRAME
+        # What was read ahead may still be tried.
+        assert all(slab.in_flight and not slab.landed for slab in bench.ram._slabs.values())
 
     bench.run(body)
-    assert bench.ram.used == 0
 
 
 def test_a_store_that_hangs_costs_the_deadline_and_nothing_that_is_there(maker: Maker) -> None:
@@ -341,7 +342,7 @@ def test_a_store_that_hangs_costs_the_deadline_and_nothing_that_is_there(maker: 
 
         bench.store.hook = hang
         begin = trio.current_time()
-        with pytest.raises(DeadlineError):
+        with pytest.raises(DeadlineError, match="the store did not answer"):
             await fetcher.read(record, 0, len(data))
         assert trio.current_time() - begin < 2
         assert bytes(fetcher.cached(held, 0, len(other)) or b"") == other

@@ -1,22 +1,26 @@
 """The fetcher over RAM, SSD and store: where a read is served from, and what damage in a tier costs."""
 
 import random
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
 import trio
 
+from imagefs.cache import disk_reads
 from imagefs.cache.counters import ReadCounters
 from imagefs.cache.disk import DiskTier
+from imagefs.cache.disk_files import OpenFile
 from imagefs.cache.disk_open import OpenedTier
 from imagefs.cache.disk_place import CachePlace
 from imagefs.cache.fetcher import Fetcher
-from imagefs.cache.layout import WINDOW, ObjectRecord
+from imagefs.cache.layout import WINDOW, ObjectRecord, Part
 from imagefs.cache.link import Link, LinkCounters
+from imagefs.cache.pieces import Frames, read_pieces
 from imagefs.cache.ram import RamCache
 from imagefs.digest import digest_of
-from imagefs.errors import ImageFSError, NotFoundError, StoreError
+from imagefs.errors import DeadlineError, ImageFSError, NotFoundError, StoreError
 from imagefs.format.objectmap import ObjectMap, build_object_map
 from imagefs.store.base import ByteRange
 from imagefs.store.opening import open_store
@@ -309,3 +313,40 @@ def test_a_read_that_cannot_have_one_part_leaves_the_other_to_others(host: Host)
 
     host.run(first)
     host.run(second)
+
+
+@pytest.mark.parametrize("first", [0, 4], ids=["at once", "later on"])
+def test_a_disk_that_hangs_is_what_readers_and_the_log_are_told_of(host: Host, monkeypatch: pytest.MonkeyPatch, first: int) -> None:
+    """The log named the store, and the reader whose own read hung was told of both."""
+    data = noise(WINDOW)
+    host.maker.file("big", data)
+    wakes = threading.Event()
+
+    def hang(part: Part, file: OpenFile, frames: Frames) -> Frames:
+        if frames[0][0][1] >= first:
+            wakes.wait(30)
+        return read_pieces(part, file, frames)
+
+    async def fill(fetcher: Fetcher, disk: DiskTier, record: Callable[[bytes], ObjectRecord]) -> None:
+        assert await read(fetcher, record(data), 0, WINDOW) == data
+        await disk.settled()
+
+    async def hung(fetcher: Fetcher, _: DiskTier, record: Callable[[bytes], ObjectRecord]) -> None:
+        monkeypatch.setattr(disk_reads, "read_pieces", hang)
+
+        async def reader(delay: float) -> None:
+            await trio.sleep(delay)
+            with pytest.raises(DeadlineError, match="the cache disk did not answer within"):
+                await fetcher.read(record(data), 0, WINDOW)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(reader, 0)
+            nursery.start_soon(reader, 0.1)
+        wakes.set()
+
+    host.run(fill)
+    host.run(hung, deadline=0.5)
+    assert not host.store.gets
+    events = [event for event in host.log.events if event["event"] == "frame_failed"]
+    assert len(events) == WINDOW // FRAME - first
+    assert {(event["tier"], event["error"]) for event in events} == {("ssd", "the cache disk did not answer within 0.5 s")}

@@ -67,6 +67,8 @@ def test_every_row_is_read_back(made: tuple[list[Item], Packs], data: st.DataObj
         end = data.draw(st.integers(start + 1, item.size + 10))
         expected = [e for e in item.extents if e.offset < end and e.offset + e.length > start]
         assert opened.extents(row, start, end) == expected
+        most = data.draw(st.integers(1, 7))
+        assert opened.extents(row, start, end, most=most) == expected[:most]
     frames = [frame for pack in packs for frame in pack[3]]
     assert [opened.frame(n).digest for n in range(opened.frame_count)] == [frame.digest for frame in frames]
     assert [opened.pack(n).key for n in range(opened.pack_count)] == [pack[1] for pack in packs]
