@@ -18,8 +18,8 @@ which are one use: uses count as such only when ``_limit / _ONE_USE`` bytes have
 was read ahead, and pushing it out just before its reader comes would fetch it twice. So up to a quarter of all bytes, fresh ones do not
 count against the small queue, and go after those that were used once. ``bench/ram_trace.py`` compares policies.
 
-What SSD has too, whole, and has been read is of little use here: the mount's own page cache holds it. So when such slabs hold more than a
-sixteenth of all bytes and one more is to be filled, the oldest of them goes and its buffer serves the new one.
+What came from SSD, whole, and has been read is of little use here: it is there still, and the mount's own page cache holds it. So when
+such slabs hold more than a sixteenth of all bytes and one more is to be filled, the oldest of them goes and its buffer serves the new one.
 
 All of it belongs to the trio thread; fetching threads write to ``view`` where a piece is ``IN_FLIGHT``, and nowhere else. What does not
 live here: where pieces come from (``imagefs.cache.fetcher``).
@@ -34,7 +34,7 @@ from imagefs.cache.slab import SLAB_MAX, Pool, Slab
 
 _SMALL_SHARE: Final = 10
 _FRESH_SHARE: Final = 4
-_KEPT_SHARE: Final = 16
+_FROM_DISK_SHARE: Final = 16
 _ONE_USE: Final = 16
 _HITS_MAX: Final = 3
 _LOOK: Final = 64
@@ -49,10 +49,10 @@ class RamCache:
 
     __slots__ = (
         "_fresh",
+        "_from_disk",
+        "_from_disk_bytes",
         "_ghost_bytes",
         "_ghosts",
-        "_kept",
-        "_kept_bytes",
         "_limit",
         "_main",
         "_one_use",
@@ -77,9 +77,9 @@ class RamCache:
         self._small_used = 0
         self._fresh = 0
         self._pool = Pool()
-        # Slabs in buffers that go round which SSD has too, whole, and their bytes.
-        self._kept: Queue = OrderedDict()
-        self._kept_bytes = 0
+        # Slabs in buffers that go round and came from SSD, whole, and their bytes.
+        self._from_disk: Queue = OrderedDict()
+        self._from_disk_bytes = 0
         # Bound once: this is looked up on every read.
         self.get = self._slabs.get
         self.used = 0
@@ -136,7 +136,9 @@ class RamCache:
         if self._slabs.get(slab.key) is slab:
             self._count(slab, count)
             self.clock += count
-            self._keep(slab)
+            if slab.is_round and not slab.missing and not slab.unsaved:
+                self._from_disk[slab.key] = slab
+                self._from_disk_bytes += slab.landed
             if self.used > self._limit:
                 self._evict(self._limit, slab)
 
@@ -144,23 +146,17 @@ class RamCache:
         """Say that all of a slab will be written: it gets a buffer for that, unless anything of it is there, or on its way."""
         if slab.in_flight or slab.missing != len(slab.state):
             return
-        if slab.bounds[-1] == SLAB_MAX and not self._pool and self._kept_bytes * _KEPT_SHARE > self._limit:
+        if slab.bounds[-1] == SLAB_MAX and not self._pool and self._from_disk_bytes * _FROM_DISK_SHARE > self._limit:
             self._recycle()
         slab.fill(self._pool)
 
     def saved(self, slab: Slab, count: int) -> None:
         """Note that ``count`` bytes of a slab are now on SSD."""
         slab.unsaved -= count
-        self._keep(slab)
-
-    def _keep(self, slab: Slab) -> None:
-        if slab.is_round and not (slab.missing or slab.unsaved or slab.key in self._kept) and self._slabs.get(slab.key) is slab:
-            self._kept[slab.key] = slab
-            self._kept_bytes += slab.landed
 
     def _recycle(self) -> None:
-        """Drop the oldest slab that SSD has too and that was read."""
-        for slab in islice(self._kept.values(), _LOOK):
+        """Drop the oldest slab that came from SSD and was read."""
+        for slab in islice(self._from_disk.values(), _LOOK):
             if not slab.unread:
                 self.drop(slab)
                 return
@@ -170,8 +166,8 @@ class RamCache:
         key = slab.key
         if self._slabs.get(key) is slab:
             del self._slabs[key]
-            if self._kept.pop(key, None) is not None:
-                self._kept_bytes -= slab.landed
+            if self._from_disk.pop(key, None) is not None:
+                self._from_disk_bytes -= slab.landed
             self._count(slab, -slab.weight)
             del (self._main if slab.main else self._small)[key]
 

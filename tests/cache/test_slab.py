@@ -96,31 +96,22 @@ def test_the_pool_is_bounded_and_can_be_emptied() -> None:
     assert pool.take() is None
 
 
-@pytest.mark.parametrize("behind", [0, 3], ids=["from SSD", "from the store, and on SSD a little later"])
-def test_a_large_file_that_ssd_has_too_needs_little_memory(behind: int) -> None:
+def test_a_large_file_that_comes_from_disk_needs_little_memory() -> None:
     cache = RamCache(64 * SLAB_MAX)
     buffers: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
-    landing: list[Slab] = []
     for number in range(60):
         slab = Slab(number, (0, SLAB_MAX))
         cache.add(slab)
         cache.fill(slab)
         assert isinstance(slab.buffer, mmap.mmap)
         buffers.add(slab.buffer)
-        cache.landed(slab, slab.set_ready(0, saved=not behind))
+        cache.landed(slab, slab.set_ready(0, saved=True))
         cache.touch(slab)
-        landing.append(slab)
-        del slab
-        while len(landing) > behind:
-            if behind:
-                cache.saved(landing[0], SLAB_MAX)
-            del landing[0]
-    assert len(buffers) <= 64 // 16 + 2 + behind
+    assert len(buffers) <= 64 // 16 + 2
     assert cache.used == sum(slab.weight for slab in cache._slabs.values())
-    assert cache._kept_bytes == sum(slab.landed for slab in cache._kept.values())
 
 
-def test_what_only_the_store_has_and_what_was_not_read_yet_keeps_its_place() -> None:
+def test_what_came_from_the_store_and_what_was_not_read_yet_keeps_its_place() -> None:
     cache = RamCache(64 * SLAB_MAX)
     for number in range(30):
         slab = Slab(number, (0, SLAB_MAX))
