@@ -15,14 +15,25 @@ from typing import Final
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p]
 _libc.umount2.argtypes = [ctypes.c_char_p, ctypes.c_int]
+_libc.unshare.argtypes = [ctypes.c_int]
 _libc.syscall.restype = ctypes.c_long
 
 # By number, which is the same on x86-64 and arm64: glibc knows them by name only from 2.36 on.
+_MOVE_MOUNT: Final = 429
 _FSOPEN: Final = 430
 _FSCONFIG: Final = 431
 _FSMOUNT: Final = 432
+_FSPICK: Final = 433
+_FSCONFIG_SET_FLAG: Final = 0
+_FSCONFIG_SET_STRING: Final = 1
+_FSCONFIG_SET_FD: Final = 5
 _FSCONFIG_CMD_CREATE: Final = 6
-_CLOEXEC: Final = 1  # FSOPEN_CLOEXEC, and FSMOUNT_CLOEXEC
+_FSCONFIG_CMD_RECONFIGURE: Final = 7
+_CLOEXEC: Final = 1  # FSOPEN_CLOEXEC, FSMOUNT_CLOEXEC and FSPICK_CLOEXEC
+_FSPICK_SYMLINK_NOFOLLOW: Final = 2
+_MOVE_MOUNT_F_EMPTY_PATH: Final = 4
+_AT_FDCWD: Final = -100
+_PR_SET_PDEATHSIG: Final = 1
 
 
 def mount(source: Path | None, target: Path, flags: int) -> None:
@@ -35,9 +46,34 @@ def umount(target: Path, flags: int) -> None:
     _checked(_libc.umount2(os.fsencode(target), flags))
 
 
+def unshare(flags: int) -> None:
+    """``unshare(2)``. What it parts is the calling thread's own, also where it is the process's in other threads."""
+    _checked(_libc.unshare(flags))
+
+
 def fsopen(kind: str) -> int:
-    """``fsopen(2)``: return a descriptor to set up a file system of that type with. It and the two below are there from Linux 5.2 on."""
+    """``fsopen(2)``: return a descriptor to set up a file system of that type with. It and those below are there from Linux 5.2 on."""
     return _syscall(_FSOPEN, os.fsencode(kind), _CLOEXEC)
+
+
+def fspick(target: Path) -> int:
+    """``fspick(2)``: return a descriptor to change the file system with that is mounted at ``target``."""
+    return _syscall(_FSPICK, _AT_FDCWD, os.fsencode(target), _CLOEXEC | _FSPICK_SYMLINK_NOFOLLOW)
+
+
+def fsconfig_flag(context: int, key: str) -> None:
+    """``fsconfig(2)``, ``FSCONFIG_SET_FLAG``."""
+    _syscall(_FSCONFIG, context, _FSCONFIG_SET_FLAG, os.fsencode(key), None, 0)
+
+
+def fsconfig_string(context: int, key: str, value: bytes) -> None:
+    """``fsconfig(2)``, ``FSCONFIG_SET_STRING``. A value has at most 255 bytes, or it is ``EINVAL``."""
+    _syscall(_FSCONFIG, context, _FSCONFIG_SET_STRING, os.fsencode(key), value, 0)
+
+
+def fsconfig_descriptor(context: int, key: str, descriptor: int) -> None:
+    """``fsconfig(2)``, ``FSCONFIG_SET_FD``. One opened with ``O_PATH`` is ``EBADF`` before Linux 6.15."""
+    _syscall(_FSCONFIG, context, _FSCONFIG_SET_FD, os.fsencode(key), None, descriptor)
 
 
 def fsconfig_create(context: int) -> None:
@@ -45,9 +81,22 @@ def fsconfig_create(context: int) -> None:
     _syscall(_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0)
 
 
-def fsmount(context: int) -> int:
-    """``fsmount(2)``: mount what was made, attached nowhere; return a descriptor of its root that ``openat(2)`` takes."""
-    return _syscall(_FSMOUNT, context, _CLOEXEC, 0)
+def fsconfig_reconfigure(context: int) -> None:
+    """``fsconfig(2)``, ``FSCONFIG_CMD_RECONFIGURE``: change the file system that was picked."""
+    _syscall(_FSCONFIG, context, _FSCONFIG_CMD_RECONFIGURE, None, None, 0)
+
+
+def fsmount(context: int, attributes: int = 0) -> int:
+    """``fsmount(2)``: mount what was made, attached nowhere; return a descriptor of its root that ``openat(2)`` takes.
+
+    ``attributes`` are ``MOUNT_ATTR_*``. Unless it is attached, the mount goes when the last descriptor of it is closed.
+    """
+    return _syscall(_FSMOUNT, context, _CLOEXEC, attributes)
+
+
+def move_mount(mount: int, target: Path) -> None:
+    """``move_mount(2)``: attach a mount that ``fsmount`` gave at ``target``, whose last part is not followed if it is a link."""
+    _syscall(_MOVE_MOUNT, mount, b"", _AT_FDCWD, os.fsencode(target), _MOVE_MOUNT_F_EMPTY_PATH)
 
 
 def _syscall(number: int, *arguments: int | bytes | None) -> int:
@@ -61,3 +110,13 @@ def _checked(result: int) -> int:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
     return result
+
+
+def mount_new(kind: str, source: str, target: Path, flags: int, options: str) -> None:
+    """``mount(2)`` of a new file system of type ``kind``, which Linux before 5.2 has too."""
+    _checked(_libc.mount(os.fsencode(source), os.fsencode(target), os.fsencode(kind), flags, os.fsencode(options)))
+
+
+def end_with_parent(number: int) -> None:
+    """``prctl(2)``, ``PR_SET_PDEATHSIG``: have this process get a signal when the thread that started it ends, whatever ended it."""
+    _checked(_libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(number), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)))

@@ -1,6 +1,5 @@
 """``imagefs doctor``: what this host can do, found out by trying where trying does no harm."""
 
-import ctypes
 import os
 import shutil
 import sys
@@ -15,7 +14,6 @@ import click
 from imagefs_cli import output
 from imagefs_cli.options import Invocation, command
 
-_MS_RDONLY: Final = 1
 _CAP_SYS_ADMIN: Final = 21
 
 
@@ -56,14 +54,8 @@ def examine(invocation: Invocation) -> Iterator[Finding]:
     if os.geteuid() != 0:
         yield _allow_other()
     yield _admin()
-    for name, needed, gives in (
-        ("FUSE resend", (6, 9), "a new daemon process answers what the old one had not"),
-        ("overlay data-only", (6, 5), "kernel mode: metadata from the tree, data from the SSD tier"),
-        ("EROFS from a file", (6, 12), "kernel mode without a loop device"),
-    ):
-        yield _kernel(name, needed, gives)
-    yield _erofs()
-    yield _overlay()
+    yield _kernel("FUSE resend", (6, 9), "a new daemon process answers what the old one had not")
+    yield from _kernel_mode(invocation.config().cache)
     yield _directory("runtime", invocation.config().runtime)
     yield _directory("cache", invocation.config().cache)
     yield _store(invocation)
@@ -131,46 +123,36 @@ def _kernel(name: str, needed: tuple[int, int], gives: str) -> Finding:
     )
 
 
-def _erofs() -> Finding:
-    """Mount the smallest tree there is, where that is allowed."""
-    if os.geteuid() != 0:
-        return Finding("EROFS", "warn", "not tried without root")
-    import stat
+def _kernel_mode(cache: Path) -> Iterator[Finding]:
+    """All of it is tried, where the trees will lie. Nothing of it is a failure: without it there is FUSE mode."""
+    from imagefs.errors import ImageFSError
+    from imagefs.mount.features import FUSE_DEVICE, VERITY, probe, probe_verity
 
-    from imagefs.format.erofs_writer import write_tree
-    from imagefs.format.tree import Inode
-
-    with tempfile.TemporaryDirectory(prefix="imagefs-doctor-") as folder:
-        image, point = Path(folder, "tree"), Path(folder, "mnt")
-        point.mkdir()
-        image.write_bytes(write_tree(Inode(stat.S_IFDIR | 0o755, children={})))
-        return _try_mount("EROFS", str(image), point, "erofs", "", "modprobe erofs; nothing in this version needs it")
-
-
-def _overlay() -> Finding:
-    if os.geteuid() != 0:
-        return Finding("overlayfs", "warn", "not tried without root")
-    with tempfile.TemporaryDirectory(prefix="imagefs-doctor-") as folder:
-        for name in ("one", "two", "mnt"):
-            Path(folder, name).mkdir()
-        options = f"lowerdir={folder}/one:{folder}/two"
-        return _try_mount(
-            "overlayfs", "overlay", Path(folder, "mnt"), "overlay", options, "modprobe overlay; nothing in this version needs it"
-        )
+    there = _existing(cache)
+    try:
+        mode = probe(there)
+        for feature in mode.features:
+            if feature.name != FUSE_DEVICE:  # That has a line of its own.
+                yield Finding(feature.name, "ok" if feature.ok else "warn", feature.why, feature.hint)
+        detail = f"works: {mode.reason}" if mode.ok else f"does not work here, FUSE mode does: {mode.reason}"
+        yield Finding("kernel mode", "ok" if mode.ok else "warn", detail)
+    except ImageFSError as error:
+        yield Finding("kernel mode", "warn", error.message, error.hint)
+    try:
+        verity = probe_verity(there)
+        yield Finding(verity.name, "ok" if verity.ok else "warn", verity.why, verity.hint)
+    except ImageFSError as error:
+        yield Finding(VERITY, "warn", error.message)
 
 
-def _try_mount(name: str, source: str, point: Path, kind: str, options: str, fix: str) -> Finding:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.mount(source.encode(), os.fsencode(point), kind.encode(), _MS_RDONLY, options.encode() or None):
-        return Finding(name, "warn", f"mount failed: {os.strerror(ctypes.get_errno())}", fix)
-    libc.umount2(os.fsencode(point), 0)
-    return Finding(name, "ok", "mounts")
+def _existing(path: Path) -> Path:
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
 
 
 def _directory(name: str, path: Path) -> Finding:
-    there = path
-    while not there.exists() and there != there.parent:
-        there = there.parent
+    there = _existing(path)
     if not there.is_dir():
         return Finding(name, "fail", f"{there} is not a directory", f"choose another with --{name}")
     try:
