@@ -256,7 +256,7 @@ def bench_scale(run: Run) -> None:
         count, step, size = 2_000_000, 20_000, 100_000
         for start in range(0, count, step):
             names = sorted(digest_of(b"%d" % number) for number in range(start, start + step))
-            rows = [(name, Row(name[0] & 1, complete=True, size=size, held=size, used_at=1_700_000_000)) for name in names]
+            rows = [(name, Row(complete=True, size=size, held=size, used_at=1_700_000_000)) for name in names]
             index.commit(rows, [], Figures(held=size * (start + step), complete=start + step))
         index.close()
         run.add("LMDB of 2,000,000 files", (tmp / "cache" / "lmdb" / "data.mdb").stat().st_blocks * 512 / 1e6, "MB", 500)

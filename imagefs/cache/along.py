@@ -11,11 +11,10 @@ from typing import Final
 
 import trio
 
-from imagefs.cache.disk_files import OBJECT
 from imagefs.cache.flights import FetchLog, Flight, Flights
-from imagefs.cache.layout import EXTENTS_MAX, WINDOW, ObjectRecord, Part, frame_part, parts_of
+from imagefs.cache.layout import EXTENTS_MAX, WINDOW, Lookup, ObjectRecord, Part, frame_part, parts_of
 from imagefs.cache.link import Link
-from imagefs.cache.neighbours import Neighbours, Reach
+from imagefs.cache.neighbours import Reach
 from imagefs.cache.pieces import Frames
 from imagefs.cache.ram import RamCache
 from imagefs.cache.slab import MISSING
@@ -57,7 +56,7 @@ class Along:
         near = missed[0][0][0].record.lookup.neighbours
         near.missed(sum(frame.length for _, frame in missed))
         if near.is_to_be_built():
-            self._nursery.start_soon(self._learn, near)
+            self._nursery.start_soon(self._learn, missed[0][0][0].record.lookup)
         if latency is None or not reach or near.credit <= 0 or self._moving >= ALONG_MAX or not near.is_built:
             return
         wanted: Frames = []
@@ -75,9 +74,11 @@ class Along:
             self._moving += moved
             self._nursery.start_soon(self._bring, flights, moved, latency)
 
-    async def _learn(self, near: Neighbours) -> None:
+    async def _learn(self, lookup: Lookup) -> None:
         try:
-            await trio.to_thread.run_sync(near.build)
+            # What SSD has is told by its objects, and has to be known before anything is fetched along.
+            await trio.to_thread.run_sync(lookup.members.build)
+            await trio.to_thread.run_sync(lookup.neighbours.build)
         except Exception as error:  # noqa: BLE001 # a bug must not end the daemon
             self._log.error("neighbours_unknown", error=str(error))
 
@@ -87,7 +88,7 @@ class Along:
         record, number = part.record, part.frames[piece]
         left = reach
         # A part of a shared frame says where it is in that frame, and nothing of where in the object its reader is.
-        own = [(part.base, part.slab.bounds[piece : piece + 2]) for (part, piece), _ in missed if part.slab and part.kind == OBJECT]
+        own = [(part.base, part.slab.bounds[piece : piece + 2]) for (part, piece), _ in missed if part.slab and part.name]
         if own and record.lookup.neighbours.is_large(number):
             half = reach // 2
             after = self._add(wanted, self._onward(record, max(base + end for base, (_, end) in own)), half, most)
@@ -146,11 +147,7 @@ class Along:
                 if stored > reach or content + frame.length > most:
                     stored = max(stored, reach)
                     break
-                if (
-                    slab.state[piece] == MISSING
-                    and not flights.is_on_disk(part, piece, use=False)
-                    and flights.is_good(part, frame, demand=False)
-                ):
+                if slab.state[piece] == MISSING and not flights.is_kept(part, piece) and flights.is_good(part, frame, demand=False):
                     flights.mark(part, piece)
                     wanted.append(((part, piece), frame))
                     content += frame.length

@@ -13,7 +13,7 @@ from blake3 import blake3
 
 from imagefs.errors import IntegrityError, UnsupportedError
 from imagefs.format.objectmap import FrameRow
-from imagefs.format.pack import CODEC_RAW, CODEC_ZSTD
+from imagefs.format.pack import CODEC_RAW, CODEC_ZSTD, decode_frame
 
 _POPULATE_WRITE: Final = 23  # MADV_POPULATE_WRITE, from Linux 5.14 on
 _POPULATE_FROM: Final = 64 * 1024
@@ -54,3 +54,14 @@ def decode_into(target: memoryview, stored: memoryview, frame: FrameRow, decompr
         raise UnsupportedError(f"frame {frame.digest.hex()}: codec {frame.codec} is not known", hint="a newer version of ImageFS wrote it")
     if count != frame.length or blake3(target).digest() != frame.digest:
         raise IntegrityError(f"frame {frame.digest.hex()}: its bytes have another digest")
+
+
+def decode_slice(
+    target: memoryview, stored: memoryview, frame: FrameRow, place: tuple[int, bytes], decompressor: zstandard.ZstdDecompressor
+) -> None:
+    """Decode an object of a frame into ``target``; ``place`` is where in it that begins, and its digest. Errors are as above."""
+    start, digest = place
+    content = memoryview(decode_frame(stored, frame.codec, frame.length, frame.digest, decompressor))[start : start + len(target)]
+    if len(content) != len(target) or blake3(content).digest() != digest:
+        raise IntegrityError(f"frame {frame.digest.hex()}: does not hold object {digest.hex()} at {start}")
+    target[:] = content

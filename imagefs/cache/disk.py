@@ -1,4 +1,4 @@
-"""The SSD tier: decoded bytes of objects and shared frames in files, beside an index of what is where.
+"""The SSD tier: decoded bytes of objects in files, beside an index of what is where.
 
 Guarantees:
 
@@ -6,7 +6,7 @@ Guarantees:
   :meth:`DiskTier.bad` when it is not what it should be. So a flipped bit, a lost write or an unclean stop cost a fetch, never a wrong byte.
 - **Landing is off the critical path.** :meth:`DiskTier.land` puts bytes in a bounded queue, from which they are written when no reader
   waits, or a few seconds later; where the disk is slower than the link, full, or broken, bytes are not kept and no reader notices.
-- A file is in ``objects/`` or ``frames/`` only after all of it was verified and made durable (``imagefs.cache.disk_files``).
+- A file is in ``objects/`` only after all of it was verified and made durable (``imagefs.cache.disk_files``).
 - The index is written in one durable commit every :data:`COMMIT_SECONDS` at most: a killed process loses that much of what it landed.
 
 Who owns what: all state belongs to the trio thread. One task (:meth:`DiskTier.run`) hands batches to a thread, one at a time, and changes
@@ -27,6 +27,7 @@ from imagefs.cache.disk_entries import Entries, Entry
 from imagefs.cache.disk_files import Folders, OpenFile, Piece, write_pieces
 from imagefs.cache.disk_index import DiskIndex, Row
 from imagefs.cache.disk_queue import QUEUE_MAX, LandingQueue, Place, Waiting
+from imagefs.cache.disk_small import write_members
 from imagefs.cache.eviction import Evictor, Protection
 from imagefs.cache.ranges import RangeSet
 from imagefs.digest import Buffer
@@ -99,7 +100,7 @@ class DiskTier:
         self._refusal = ""
         self._asked_at = self._waits_since = _NOW
         self._threads = trio.CapacityLimiter(_THREADS)
-        self._commits = Commits(folders, index, self._entries, self.counters, self._threads)
+        self._commits = Commits(folders, index, self._entries, self.counters, threads=self._threads, wall=wall)
         self.is_sound = True
         """Whether index and files agree, as far as is known: False after a bug, and where the last commit was refused."""
 
@@ -226,10 +227,18 @@ class DiskTier:
 
     async def _write(self) -> None:
         """Write one batch."""
+        if self._queue and self._entries.doomed:
+            # What comes now may well be what was found damaged a moment ago.
+            await self._commits.write_index()
         batch: list[_Job] = []
+        frames: list[Waiting] = []
         size = 0
         while self._queue and size < _BATCH:
             waiting = self._queue.pop()
+            if waiting.place.members is not None:
+                size += waiting.size
+                frames.append(waiting)
+                continue
             entry = self._entry_for(waiting.place)
             if entry is None:
                 self.counters.not_landed_bytes += waiting.size
@@ -243,6 +252,14 @@ class DiskTier:
                 batch.append((entry, pieces, waiting))
             else:
                 waiting.tell()
+        if frames:
+            files, refusal = await self._in_thread(write_members, self._folders, self._index, frames)
+            self._commits.add_small(files)
+            if refusal is not None:
+                self._refused(refusal)
+            else:
+                for waiting in frames:
+                    waiting.tell()
         if batch:
             outcome = await self._in_thread(self._write_batch, batch)
             for (entry, pieces, waiting), error in zip(batch, outcome, strict=True):
@@ -266,8 +283,8 @@ class DiskTier:
     def _entry_for(self, place: Place) -> Entry | None:
         """Return the entry of a file that is to be written, a new one if there is none; None while an old one of that name is going."""
         entry = self._entries.find(place.name)
-        if entry is None and place.name not in self._entries.doomed:
-            entry = self._entries.make(place.name, place.kind, place.size, RangeSet(place.holes()))
+        if entry is None and not self._commits.is_taken(place.name):
+            entry = self._entries.make(place.name, place.size, RangeSet(place.holes()))
         return None if entry is None or entry.size != place.size else entry
 
     def _write_batch(self, batch: list[_Job]) -> list[OSError | None]:
@@ -276,7 +293,7 @@ class DiskTier:
         for entry, pieces, _ in batch:
             try:
                 if entry.file is None:
-                    entry.file = self._folders.create(entry.kind, entry.name, entry.size)
+                    entry.file = self._folders.create(entry.name, entry.size)
                 write_pieces(entry.file, pieces)
                 outcome.append(None)
             except OSError as error:
@@ -312,7 +329,7 @@ class DiskTier:
             # A fiftieth more than needed, so that not every commit evicts.
             await self.evict(over + (self.limit or held) // 50)
 
-    async def evict(self, need: int, *, wanted: Callable[[bytes, Row], bool] | None = None, pinned: bool = False) -> int:
+    async def evict(self, need: int, *, wanted: Callable[[bytes], bool] | None = None, pinned: bool = False) -> int:
         """Let go of about ``need`` bytes, of those files that are ``wanted``; ``pinned``: also of what is pinned. Return how many went."""
         total = 0
         while total < need:
@@ -322,7 +339,7 @@ class DiskTier:
             total += freed
         return total
 
-    async def _evict_some(self, need: int, wanted: Callable[[bytes, Row], bool] | None, *, pinned: bool) -> int:
+    async def _evict_some(self, need: int, wanted: Callable[[bytes], bool] | None, *, pinned: bool) -> int:
         entries = self._entries
         hand = entries.figures.hand
         victims, hand = await self._in_thread(lambda: self._evictor.choose(need, int(self._wall()), hand, wanted=wanted, pinned=pinned))
@@ -357,7 +374,7 @@ class DiskTier:
                 if row.complete:
                     checked += 1
                     size += row.size
-                    if not await self._in_thread(self._folders.is_sound, row.kind, name, row.size):
+                    if not await self._in_thread(self._folders.is_sound, name, row.size):
                         bad += 1
                         self.bad(name, 0, row.size)
         self.counters.damaged_files += bad

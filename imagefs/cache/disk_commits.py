@@ -7,6 +7,7 @@ Belongs to the trio thread; the work is done in a thread. :meth:`Commits.commit`
 they take turns, or older figures could be written over newer ones.
 """
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import trio
@@ -14,6 +15,7 @@ import trio
 from imagefs.cache.disk_entries import Entries, Entry
 from imagefs.cache.disk_files import Folders
 from imagefs.cache.disk_index import DiskIndex, Figures, Row
+from imagefs.cache.disk_small import SmallFile
 
 
 @dataclass(slots=True)
@@ -32,34 +34,55 @@ class DiskCounters:
 class Commits:
     """Commits what ``entries`` has."""
 
-    def __init__(self, folders: Folders, index: DiskIndex, entries: Entries, counters: DiskCounters, threads: trio.CapacityLimiter) -> None:
+    def __init__(
+        self,
+        folders: Folders,
+        index: DiskIndex,
+        entries: Entries,
+        counters: DiskCounters,
+        *,
+        threads: trio.CapacityLimiter,
+        wall: Callable[[], float],
+    ) -> None:
         """Start with nothing to do."""
         self._folders = folders
         self._index = index
         self._entries = entries
         self._counters = counters
         self._threads = threads
+        self._wall = wall
         self._full: list[Entry] = []
+        self._small: dict[bytes, SmallFile] = {}
+        self._rows: list[tuple[bytes, Row]] = []
         self._turn = trio.Lock()
 
     def is_due(self) -> bool:
         """Say whether there is anything to commit."""
-        return bool(self._full or self._entries.doomed or self._entries.dirty())
+        return bool(self._full or self._small or self._rows or self._entries.doomed or self._entries.dirty())
 
     def add_full(self, entry: Entry) -> None:
         """Say that all bytes of an entry are written: it is ``busy`` until it has its place."""
         entry.busy = True
         self._full.append(entry)
 
+    def add_small(self, files: Iterable[SmallFile]) -> None:
+        """Say that whole files are written."""
+        self._small.update((file.name, file) for file in files)
+
+    def is_taken(self, name: bytes) -> bool:
+        """Say whether no file may be begun with this name: a whole one waits for its place, or one is to be unlinked."""
+        return name in self._small or name in self._entries.doomed
+
     async def commit(self) -> None:
         """Seal what is complete, unlink what is doomed, and write the index."""
         full, self._full = self._full, []
         sealing = [entry for entry in full if entry.file is not None and not entry.doomed]
-        bad: set[bytes] = set()
+        small, bad = list(self._small.values()), set[bytes]()
         try:
-            if sealing:
-                files = [(entry.kind, entry.name, entry.size, entry.file) for entry in sealing if entry.file is not None]
-                bad = set(await trio.to_thread.run_sync(self._folders.seal, files, limiter=self._threads))
+            if sealing or small:
+                files = [(entry.name, entry.size, entry.file) for entry in sealing if entry.file is not None]
+                names = [file.name for file in small]
+                bad = set(await trio.to_thread.run_sync(self._folders.seal, files, names, limiter=self._threads))
         except OSError:
             # Their bytes can be read as they are; the next commit tries again.
             self._full.extend(sealing)
@@ -74,7 +97,22 @@ class Commits:
             else:
                 self._counters.damaged_files += 1
                 self._entries.doom(entry)
+        self._placed([file for file in small if file.name not in bad])
+        for name in bad:
+            self._small.pop(name, None)
         await self.write_index()
+
+    def _placed(self, small: list[SmallFile]) -> None:
+        """Note that whole files have their places."""
+        now = int(self._wall())
+        for file in small:
+            del self._small[file.name]
+            self._rows.append((file.name, Row(complete=True, size=file.size, held=file.held, used_at=now)))
+        self._counters.completed_files += len(small)
+        figures = self._entries.figures
+        held = sum(file.held for file in small)
+        self._counters.landed_bytes += held
+        self._entries.figures = figures._replace(held=figures.held + held, complete=figures.complete + len(small))
 
     async def write_index(self) -> None:
         """Unlink what is doomed, and write the index."""
@@ -84,9 +122,10 @@ class Commits:
     async def _write_index(self) -> None:
         going = {name: entry for name, entry in self._entries.doomed.items() if not entry.busy}
         dirty = self._entries.dirty()
-        if not (dirty or going):
+        if not (dirty or going or self._rows):
             return
-        rows = [(entry.name, entry.row()) for entry in dirty]
+        placed, self._rows = self._rows, []
+        rows = placed + [(entry.name, entry.row()) for entry in dirty]
         for entry in dirty:
             entry.dirty = False
         try:
@@ -94,6 +133,7 @@ class Commits:
         except BaseException:
             for entry in dirty:
                 entry.dirty = True
+            self._rows[:0] = placed
             raise
         for name in going:
             self._entries.doomed.pop(name, None)
@@ -101,5 +141,5 @@ class Commits:
     def _commit_index(self, rows: list[tuple[bytes, Row]], going: list[Entry], figures: Figures) -> None:
         for entry in going:
             for complete in (True, False):
-                self._folders.remove(entry.kind, entry.name, complete=complete)
+                self._folders.remove(entry.name, complete=complete)
         self._index.commit(rows, [entry.name for entry in going], figures)

@@ -26,7 +26,6 @@ class Entry:
     """One file. ``ranges`` says what of it is there, None for all; ``held`` are its bytes on disk."""
 
     name: bytes
-    kind: int
     size: int
     held: int
     used_at: int
@@ -39,7 +38,7 @@ class Entry:
     def row(self) -> Row:
         """Return what the index is to say about it."""
         ranges = b"" if self.ranges is None else self.ranges.encode()
-        return Row(self.kind, self.ranges is None, self.size, self.held, self.used_at, ranges)
+        return Row(self.ranges is None, self.size, self.held, self.used_at, ranges)
 
 
 class Entries:
@@ -69,11 +68,11 @@ class Entries:
                 ranges = RangeSet.decode(row.ranges)
             except ValueError:
                 ranges = RangeSet()
-        return self._add(Entry(name, row.kind, row.size, row.held, row.used_at, ranges))
+        return self._add(Entry(name, row.size, row.held, row.used_at, ranges))
 
-    def make(self, name: bytes, kind: int, size: int, ranges: RangeSet) -> Entry:
+    def make(self, name: bytes, size: int, ranges: RangeSet) -> Entry:
         """Begin a file that is not there."""
-        return self._add(Entry(name, kind, size, 0, int(self._wall()), ranges))
+        return self._add(Entry(name, size, 0, int(self._wall()), ranges))
 
     def adopt(self, name: bytes, row: Row) -> None:
         """Take in a complete file that lies in its place, unless it is known."""
@@ -81,7 +80,7 @@ class Entries:
         if name in self.doomed or (entry is not None and (entry.ranges is None or entry.busy)):
             return
         if entry is None:
-            entry = self._add(Entry(name, row.kind, row.size, 0, row.used_at, None))
+            entry = self._add(Entry(name, row.size, 0, row.used_at, None))
         # One that is known as incomplete was sealed by a daemon that was killed before it could say so.
         self.hold(entry, row.held - entry.held)
         self.completed(entry)
@@ -109,7 +108,7 @@ class Entries:
     def open(self, entry: Entry) -> OpenFile | None:
         """Return an entry's open file; None if it has gone: then the entry goes too."""
         if entry.file is None:
-            entry.file = self._folders.open(entry.kind, entry.name, complete=entry.ranges is None)
+            entry.file = self._folders.open(entry.name, complete=entry.ranges is None)
             if entry.file is None:
                 self.doom(entry)
                 return None

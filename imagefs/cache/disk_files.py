@@ -1,12 +1,11 @@
 """The files of the SSD tier: blocking functions, run in threads; they own no state but the open descriptors that they are given.
 
-``partial/`` holds sparse files that are being filled, ``objects/`` complete ones named by their object, ``frames/`` complete frames that
-small objects share; ``ab/cdef…`` below each is the name in hex.
+``partial/`` holds sparse files that are being filled, ``objects/`` complete ones; ``ab/cdef…`` below each is the object's name in hex.
 
 Invariants:
 
-- a file gets its place in ``objects/`` or ``frames/`` after all of it was read back, found to have the digest that is its name, and made
-  durable: one ``syncfs`` for a batch, then the renames;
+- a file gets its place in ``objects/`` after all of it was found to have the digest that is its name, and made durable: one ``syncfs`` for
+  a batch, then the renames. What was put together from pieces is read back for that; a small one is written at once, and hashed before;
 - a descriptor is closed when the last who uses it lets go of it, so an eviction never pulls a file from under a read.
 
 Whole pages go past the page cache (``O_DIRECT``) where the file system can: what the tier serves is held by the page cache of the mount,
@@ -24,9 +23,7 @@ from typing import Final, NamedTuple
 
 from imagefs.digest import Buffer, Hasher
 
-OBJECT: Final = 0
-FRAME: Final = 1
-FOLDERS: Final = ("objects", "frames")
+OBJECTS: Final = "objects"
 PARTIAL: Final = "partial"
 
 _STEP: Final = 1 << 20
@@ -102,65 +99,99 @@ class Piece(NamedTuple):
 
 
 class Folders:
-    """The three folders below ``root``."""
+    """The two folders below ``root``."""
 
     def __init__(self, root: Path) -> None:
         """Make them where they are missing."""
         self._root = os.fspath(root)
         self._made: set[str] = set()
-        for folder in (*FOLDERS, PARTIAL):
+        # For ``syncfs``: any file of it will do.
+        self._descriptor = -1
+        for folder in (OBJECTS, PARTIAL):
             (root / folder).mkdir(mode=0o700, exist_ok=True)
+        self._descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
-    def path(self, kind: int, name: bytes, *, complete: bool) -> str:
+    def __del__(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+
+    def path(self, name: bytes, *, complete: bool) -> str:
         """Return where a file is."""
         text = name.hex()
-        return f"{self._root}/{FOLDERS[kind] if complete else PARTIAL}/{text[:2]}/{text[2:]}"
+        return f"{self._root}/{OBJECTS if complete else PARTIAL}/{text[:2]}/{text[2:]}"
 
-    def open(self, kind: int, name: bytes, *, complete: bool) -> OpenFile | None:
+    def open(self, name: bytes, *, complete: bool) -> OpenFile | None:
         """Open a file that is there; None if it is not."""
         flags = os.O_RDONLY if complete else os.O_RDWR
         with contextlib.suppress(OSError):
-            return OpenFile(self.path(kind, name, complete=complete), flags | os.O_CLOEXEC | os.O_NOFOLLOW)
+            return OpenFile(self.path(name, complete=complete), flags | os.O_CLOEXEC | os.O_NOFOLLOW)
         return None
 
-    def create(self, kind: int, name: bytes, size: int) -> OpenFile:
+    def create(self, name: bytes, size: int) -> OpenFile:
         """Open an incomplete file, new or not, with room for ``size`` bytes. ``OSError``."""
-        path = self.path(kind, name, complete=False)
+        path = self.path(name, complete=False)
         self._make_parent(path)
         file = OpenFile(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW)
         if os.fstat(file.descriptor).st_size != size:
             os.ftruncate(file.descriptor, size)
         return file
 
-    def remove(self, kind: int, name: bytes, *, complete: bool) -> None:
+    def remove(self, name: bytes, *, complete: bool) -> None:
         """Unlink a file, if it is there."""
         with contextlib.suppress(OSError):
-            os.unlink(self.path(kind, name, complete=complete))  # noqa: PTH108
+            os.unlink(self.path(name, complete=complete))  # noqa: PTH108
 
-    def seal(self, files: Sequence[tuple[int, bytes, int, OpenFile]]) -> list[bytes]:
-        """Verify complete files, given as (kind, name, size, file), make them durable and give them their places.
+    def write_small(self, name: bytes, data: Buffer) -> bool:
+        """Write a whole file, to be sealed as it is; False if one of that name is there. ``OSError``."""
+        path = self.path(name, complete=False)
+        self._make_parent(path)
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o444)
+        except FileExistsError:
+            return False
+        try:
+            count = os.write(descriptor, data)
+        except OSError:
+            self.remove(name, complete=False)
+            raise
+        finally:
+            os.close(descriptor)
+        if count != len(data):
+            self.remove(name, complete=False)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return True
 
-        Returns the names of those that do not have their digest; they are removed. ``OSError`` if nothing could be made durable: then all
-        are where they were.
+    def seal(self, files: Sequence[tuple[bytes, int, OpenFile]], small: Sequence[bytes] = ()) -> list[bytes]:
+        """Verify complete files, given as (name, size, file), make them and those of ``small`` durable, and give them their places.
+
+        Returns the names of those that do not have their digest, or are gone; they are removed. ``OSError`` if not all of that could be
+        done: then it may be done again.
         """
-        bad = [name for _, name, size, file in files if _digest(file, size) != name]
-        good = [item for item in files if item[1] not in bad]
-        if good and _libc.syncfs(good[0][3].descriptor):
+        bad = [name for name, size, file in files if _digest(file, size) != name]
+        good = [item for item in files if item[0] not in bad]
+        if (good or small) and _libc.syncfs(self._descriptor):
             code = ctypes.get_errno() or errno.EIO
             raise OSError(code, os.strerror(code))
-        for kind, name, _, file in good:
-            target = self.path(kind, name, complete=True)
-            self._make_parent(target)
-            os.rename(self.path(kind, name, complete=False), target)  # noqa: PTH104
+        for _, _, file in good:
             os.fchmod(file.descriptor, 0o444)
-        for kind, name, _, _ in files:
-            if name in bad:
-                self.remove(kind, name, complete=False)
+        bad += [name for name in (*(item[0] for item in good), *small) if not self._place(name)]
+        for name in bad:
+            self.remove(name, complete=False)
         return bad
 
-    def is_sound(self, kind: int, name: bytes, size: int) -> bool:
+    def _place(self, name: bytes) -> bool:
+        """Give a file its place; False if it is gone: it may have been unlinked meanwhile, with an older one of its name."""
+        target = self.path(name, complete=True)
+        self._make_parent(target)
+        try:
+            os.rename(self.path(name, complete=False), target)  # noqa: PTH104
+        except FileNotFoundError:
+            return os.path.exists(target)  # noqa: PTH110
+        return True
+
+    def is_sound(self, name: bytes, size: int) -> bool:
         """Say whether a complete file has the digest that is its name."""
-        file = self.open(kind, name, complete=True)
+        file = self.open(name, complete=True)
         return file is not None and _digest(file, size) == name
 
     def _make_parent(self, path: str) -> None:

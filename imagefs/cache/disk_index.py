@@ -22,19 +22,18 @@ from imagefs.errors import StoreError, StoreFullError
 MAP_BYTES: Final = 16 << 30
 """Address space for the database: the file is sparse and takes what its rows take."""
 
-_ROW: Final = struct.Struct("<BBQQI")
+_ROW: Final = struct.Struct("<BQQI")
 _FIGURES: Final = struct.Struct("<QQ32s")
 _FIGURES_KEY: Final = b"figures"
 _NAME: Final = 32
 
 
 class Row(NamedTuple):
-    """One file. ``kind`` says which folder it is in once ``complete``; ``held`` are its bytes on disk, ``used_at`` seconds since the epoch.
+    """One file. ``held`` are its bytes on disk, ``used_at`` is in seconds since the epoch.
 
     ``ranges`` is the encoded set of what an incomplete file has, holes included.
     """
 
-    kind: int
     complete: bool
     size: int
     held: int
@@ -111,7 +110,7 @@ class DiskIndex:
                 for name in deletes:
                     transaction.delete(name, db=self._rows)
                 for name, row in puts:
-                    transaction.put(name, _ROW.pack(*row[:5]) + row.ranges, db=self._rows)
+                    transaction.put(name, _ROW.pack(*row[:4]) + row.ranges, db=self._rows)
                 transaction.put(_FIGURES_KEY, _FIGURES.pack(*figures), db=self._meta)
         except lmdb.Error as error:
             raise StoreFullError(f"the index of the cache cannot be written: {error}") from error
@@ -137,8 +136,8 @@ def _decode(value: bytes | None) -> Row | None:
     # A row of another shape can only come from another version, and those do not get here: it counts as absent.
     if value is None or len(value) < _ROW.size:
         return None
-    kind, complete, size, held, used_at = _ROW.unpack_from(value)
-    return Row(kind, bool(complete), size, held, used_at, bytes(value[_ROW.size :]))
+    complete, size, held, used_at = _ROW.unpack_from(value)
+    return Row(bool(complete), size, held, used_at, bytes(value[_ROW.size :]))
 
 
 def open_index(path: Path) -> tuple[DiskIndex, bool]:

@@ -13,7 +13,7 @@ from typing import Final
 import trio
 
 from imagefs.cache.disk import DiskLog, DiskTier
-from imagefs.cache.disk_files import FOLDERS, PARTIAL, Folders
+from imagefs.cache.disk_files import OBJECTS, PARTIAL, Folders
 from imagefs.cache.disk_index import DiskIndex, Row, open_index
 from imagefs.cache.disk_place import CachePlace
 from imagefs.cache.holdings import Holdings
@@ -35,7 +35,7 @@ class OpenedTier:
         *,
         limit: int,
         floor: int | None,
-        mounted: Callable[[], Iterable[tuple[str, ObjectMap]]] = tuple,
+        mounted: Callable[[], Iterable[ObjectMap]] = tuple,
     ) -> None:
         """``floor`` None: a twentieth of the file system, 10 GiB at most. ``StoreError`` if the disk does not take what this needs."""
         self.place = place
@@ -76,12 +76,12 @@ class OpenedTier:
         await trio.to_thread.run_sync(self._sweep_index)
         found = await trio.to_thread.run_sync(lambda: list(unknown_files(self.index, self.place.root, before)))
         adopted = removed = 0
-        for kind, name, size, complete in found:
-            if complete and await trio.to_thread.run_sync(self.folders.is_sound, kind, name, size):
-                self.tier.adopt(name, Row(kind, complete=True, size=size, held=size, used_at=int(before)))
+        for name, size, complete in found:
+            if complete and await trio.to_thread.run_sync(self.folders.is_sound, name, size):
+                self.tier.adopt(name, Row(complete=True, size=size, held=size, used_at=int(before)))
                 adopted += 1
             else:
-                await trio.to_thread.run_sync(lambda k, n, c: self.folders.remove(k, n, complete=c), kind, name, complete)
+                await trio.to_thread.run_sync(lambda n, c: self.folders.remove(n, complete=c), name, complete)
                 removed += 1
             # An idle disk is not what this is for.
             await trio.sleep(_PAUSE)
@@ -102,11 +102,10 @@ class OpenedTier:
         self.place.close()
 
 
-def unknown_files(index: DiskIndex, root: Path, before: float) -> Iterator[tuple[int, bytes, int, bool]]:
-    """Yield the files older than ``before`` that the index does not know, as (kind, name, size, complete). Blocks."""
-    for folder in (*FOLDERS, PARTIAL):
+def unknown_files(index: DiskIndex, root: Path, before: float) -> Iterator[tuple[bytes, int, bool]]:
+    """Yield the files older than ``before`` that the index does not know, as (name, size, complete). Blocks."""
+    for folder in (OBJECTS, PARTIAL):
         complete = folder != PARTIAL
-        kind = FOLDERS.index(folder) if complete else 0
         for shard in os.scandir(root / folder):
             if not shard.is_dir(follow_symlinks=False):
                 continue
@@ -118,4 +117,4 @@ def unknown_files(index: DiskIndex, root: Path, before: float) -> Iterator[tuple
                     continue
                 row = index.get(name)
                 if status.st_mtime < before and (row is None or row.complete != complete):
-                    yield kind, name, status.st_size, complete
+                    yield name, status.st_size, complete

@@ -16,7 +16,7 @@ import msgspec
 
 from imagefs.errors import AccessError, DaemonError, ImageFSError, StoreFullError, UsageError
 
-CACHE_FORMAT: Final = 1
+CACHE_FORMAT: Final = 2
 MARKER: Final = "imagefs-cache.json"
 ASIDE: Final = "aside"
 _LOCK: Final = "lock"

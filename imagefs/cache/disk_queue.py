@@ -1,11 +1,15 @@
-"""Bytes on their way to the SSD tier: a queue bounded by bytes, a file's pieces together. Belongs to the trio thread."""
+"""Bytes on their way to the SSD tier: a queue bounded by bytes, a file's pieces together. Belongs to the trio thread.
+
+What comes are pieces of an object, or a frame of small objects, whole, which become a file each.
+"""
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from imagefs.cache.disk_files import Piece
+from imagefs.cache.members import Member
 from imagefs.digest import Buffer
 
 QUEUE_MAX: Final = 96 << 20
@@ -14,17 +18,20 @@ QUEUE_MAX: Final = 96 << 20
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A file of the tier: the digest of all its bytes, its ``kind`` and its size. ``holes`` yields the ranges that need no bytes."""
+    """Where bytes belong: an object's digest, and its size in bytes. ``holes`` yields the ranges that need no bytes.
+
+    With ``members`` it is a frame's digest, and that returns the small objects which lie in it; called in a thread.
+    """
 
     name: bytes
-    kind: int
     size: int
     holes: Callable[[], Iterable[tuple[int, int]]]
+    members: Callable[[], Sequence[Member]] | None = None
 
 
 @dataclass(slots=True)
 class Waiting:
-    """What waits to be written to one file: ``size`` bytes in all. ``written`` are to be called when it is there."""
+    """What waits to be written to one place: ``size`` bytes in all. ``written`` are to be called when it is there."""
 
     place: Place
     pieces: list[Piece] = field(default_factory=list)

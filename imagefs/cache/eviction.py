@@ -19,11 +19,11 @@ _NONE: Final = bytes(32)
 class Protection(Protocol):
     """Which files are worth more than others. Called in a thread."""
 
-    def pinned(self, name: bytes, row: Row) -> bool:
-        """Say whether a pinned image has this file."""
+    def pinned(self, name: bytes) -> bool:
+        """Say whether a pinned image has this object."""
 
-    def mounted(self, name: bytes, row: Row) -> bool:
-        """Say whether a mounted image has this file."""
+    def mounted(self, name: bytes) -> bool:
+        """Say whether a mounted image has this object."""
 
 
 class Evictor:
@@ -37,7 +37,7 @@ class Evictor:
         self._round_at: int | None = None
 
     def choose(
-        self, need: int, now: int, hand: bytes, wanted: Callable[[bytes, Row], bool] | None = None, pinned: bool = False
+        self, need: int, now: int, hand: bytes, wanted: Callable[[bytes], bool] | None = None, pinned: bool = False
     ) -> tuple[list[bytes], bytes]:
         """Return names of files of together at least ``need`` bytes, fewer if no more may go, and where the hand is then.
 
@@ -60,7 +60,7 @@ class Evictor:
                     position = name
                     if wrapped and name > start:
                         break
-                    if name in chosen or (wanted is not None and not wanted(name, row)):
+                    if name in chosen or (wanted is not None and not wanted(name)):
                         continue
                     if not self._may_go(level, name, row, cutoff, pinned=pinned):
                         continue
@@ -79,6 +79,6 @@ class Evictor:
         """Say whether a file may go: on level 0 the old of no mounted image, on 1 the old, on 2 all but the pinned."""
         if level < 2 and row.used_at >= cutoff:
             return False
-        if not pinned and self._protection.pinned(name, row):
+        if not pinned and self._protection.pinned(name):
             return False
-        return level > 0 or not self._protection.mounted(name, row)
+        return level > 0 or not self._protection.mounted(name)

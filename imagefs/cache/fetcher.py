@@ -92,7 +92,7 @@ class Fetcher:
 
     async def read(self, record: ObjectRecord, offset: int, end: int) -> Buffer:
         """Return bytes ``offset`` to ``end`` (exclusive, within the object), fetching what is missing. Raises an ``ImageFSError``."""
-        parts = parts_of(record, offset, end, self._ram)
+        parts = parts_of(record, offset, end, self._ram, is_local=self._is_local)
         source = NOWHERE
         with trio.move_on_after(self._deadline) as scope:
             # All fetches start before the first is waited for, and what is waited for before what is read ahead.
@@ -137,8 +137,15 @@ class Fetcher:
         """Say from which tier the whole of an object would be read now: ``ram``, ``ssd`` (and RAM, perhaps) or ``store``."""
         if record.row.extent_count > COUNT_MAX:
             return "store"
-        tiers = {self._tier_of(part) for start, end in record.stretches() for part in parts_of(record, start, end, self._ram, create=False)}
+        tiers = {
+            self._tier_of(part)
+            for start, end in record.stretches()
+            for part in parts_of(record, start, end, self._ram, create=False, is_local=self._is_local)
+        }
         return "store" if "store" in tiers else "ssd" if "ssd" in tiers else "ram"
+
+    def _is_local(self, record: ObjectRecord) -> bool:
+        return self._disk is not None and self._disk.covers(record.digest, 0, record.size, use=False)
 
     def _tier_of(self, part: Part) -> str:
         slab = part.slab
@@ -148,7 +155,7 @@ class Fetcher:
             first, last = slab.pieces(part.start, part.stop)
             if slab.has(first, last):
                 return "ram"
-        if self._disk is not None and self._disk.covers(part.name, part.base + part.start, part.base + part.stop, use=False):
+        if self._disk is not None and part.name and self._disk.covers(part.name, part.base + part.start, part.base + part.stop, use=False):
             return "ssd"
         return "store"
 
@@ -157,7 +164,7 @@ class Fetcher:
     def _read_ahead(self, record: ObjectRecord, start: int, end: int) -> None:
         """Start fetching a range that nobody waits for yet."""
         try:
-            self._start(parts_of(record, start, end, self._ram), demand=False)
+            self._start(parts_of(record, start, end, self._ram, is_local=self._is_local), demand=False)
         except ImageFSError:
             # Whoever wants these bytes will be told.
             return

@@ -69,9 +69,18 @@ class Flights:
     # -- before ---------------------------------------------------------------------------------------------------------------------
 
     def is_on_disk(self, part: Part, piece: int, *, use: bool = True) -> bool:
-        """Say whether SSD seems to have a piece; ``use``: it is to be read."""
+        """Say whether SSD seems to have a piece in one file; ``use``: it is to be read."""
+        if self._disk is None or not part.name:
+            return False
         bounds = part.slab.bounds  # type: ignore[union-attr] # asked for pieces of a slab only
-        return self._disk is not None and self._disk.covers(part.name, part.base + bounds[piece], part.base + bounds[piece + 1], use=use)
+        return self._disk.covers(part.name, part.base + bounds[piece], part.base + bounds[piece + 1], use=use)
+
+    def is_kept(self, part: Part, piece: int) -> bool:
+        """Say whether SSD seems to have a piece, or the objects in it: one stands for all, as they land together."""
+        if part.name or self._disk is None:
+            return self.is_on_disk(part, piece, use=False)
+        one = part.record.lookup.members.sample(part.frames[piece])
+        return one is not None and self._disk.covers(one.digest, 0, one.size, use=False)
 
     def is_good(self, part: Part, frame: FrameRow, *, demand: bool) -> bool:
         """Say whether a frame may be asked for; for a reader, raise what it failed with a moment ago."""
@@ -144,7 +153,10 @@ class Flights:
     def _land(self, disk: DiskTier, part: Part, slab: Slab, first: int, last: int) -> None:
         """Start keeping pieces from ``first`` to ``last`` (exclusive) on SSD."""
         start, end = slab.bounds[first], slab.bounds[last]
-        place = Place(part.name, part.kind, part.size, part.holes)
+        if part.name:
+            place = Place(part.name, part.size, part.holes)
+        else:
+            place = Place(part.frame(first).digest, slab.bounds[-1], tuple, partial(part.record.lookup.members.of, part.frames[first]))
         disk.land(place, part.base + start, slab.view[start:end], partial(self._ram.saved, slab, end - start))
 
     def fail(self, failed: Failures, *, store: bool, remember: bool = True) -> None:

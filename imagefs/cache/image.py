@@ -9,6 +9,7 @@ import mmap
 from pathlib import Path
 
 from imagefs.cache.index import bring_index
+from imagefs.cache.members import Members
 from imagefs.cache.neighbours import Neighbours
 from imagefs.format.erofs_reader import Tree
 from imagefs.format.manifest import Manifest
@@ -19,7 +20,7 @@ from imagefs.store.base import BlobSource
 class Image:
     """A tree with its object map."""
 
-    __slots__ = ("_maps", "index_bytes", "manifest", "moved", "name", "neighbours", "objects", "tree")
+    __slots__ = ("_maps", "index_bytes", "manifest", "members", "moved", "name", "neighbours", "objects", "tree")
 
     def __init__(self, name: str, manifest: Manifest, tree: mmap.mmap, objects: mmap.mmap, moved: int) -> None:
         """``name`` is the manifest's hex digest; ``moved`` the bytes that came from the store to open it."""
@@ -28,6 +29,7 @@ class Image:
         self.tree = Tree(tree)
         self.objects = ObjectMap(objects)
         self.neighbours = Neighbours(self.objects)
+        self.members = Members(self.objects)
         self.index_bytes = len(tree) + len(objects)
         self.moved = moved
         self._maps = (tree, objects)

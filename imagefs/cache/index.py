@@ -24,6 +24,9 @@ from imagefs.format.manifest import MAX_MANIFEST, BlobName, Manifest, decode, en
 from imagefs.store.base import BlobSource
 from imagefs.store.images import fetch_blob_to, get_manifest
 
+INDEX: Final = "index"
+"""The folder, in the cache directory."""
+
 _STEP: Final = 1 << 20
 
 
@@ -42,7 +45,7 @@ def bring_index(store: BlobSource, cache: Path, manifest_hex: str) -> Index:
 
     ``NotFoundError``, ``IntegrityError``, ``StoreError`` as the store gives them; ``StoreFullError`` if the cache has no room.
     """
-    folder = cache / "index"
+    folder = cache / INDEX
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -57,7 +60,7 @@ def bring_index(store: BlobSource, cache: Path, manifest_hex: str) -> Index:
 
 def is_local(cache: Path, manifest_hex: str) -> bool:
     """Say whether the whole index of an image seems to be on this host. Blocks."""
-    folder = cache / "index"
+    folder = cache / INDEX
     try:
         manifest = decode((folder / manifest_hex).read_bytes())
     except (OSError, ImageFSError):

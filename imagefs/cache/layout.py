@@ -2,7 +2,8 @@
 
 A read is answered from *parts*: runs of one slab each. Three shapes:
 
-- an object that lies in one frame, whole or with others: the slab is that frame, named by the frame's digest;
+- an object that lies in one frame, whole or with others: the slab is that frame, named by the frame's digest; or, where SSD has the object
+  and RAM does not have the frame, the object alone, named by its own;
 - a window of ``WINDOW`` bytes of a larger object, cut into whole frames of whole pages: the slab is the window, named by the digest of its
   frames' digests;
 - anything else (pieces of shared frames, frames that straddle a window): one part an extent, each in its frame's slab.
@@ -13,15 +14,15 @@ an image whose map lies about an object has slabs of its own, and no other image
 No question takes long, whatever the map says: of a window as many extents are looked at as it has pages, of a range that is no window
 those of its bytes, ``EXTENTS_MAX`` at most.
 
-Each part also says where its slab lies in a file of the SSD tier: in the object, or, for a frame that several objects share, in a file
-that is the frame. What does not live here: fetching.
+Each part also says where its slab lies in a file of the SSD tier. A frame that several objects share lies in none: there it is a file an
+object. What does not live here: fetching.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
-from imagefs.cache.disk_files import FRAME, OBJECT
+from imagefs.cache.members import Members
 from imagefs.cache.neighbours import Neighbours
 from imagefs.cache.ram import RamCache
 from imagefs.cache.readahead import Readahead
@@ -63,6 +64,10 @@ class Lookup(Protocol):
     def neighbours(self) -> Neighbours:
         """What lies near what in it."""
 
+    @property
+    def members(self) -> Members:
+        """Which small objects lie in which frame of it."""
+
 
 class Window(NamedTuple):
     """A window that is cut into whole frames: the name of its slab, its pieces' limits in bytes, and the frames that they are."""
@@ -73,9 +78,12 @@ class Window(NamedTuple):
 
 
 class ObjectRecord:
-    """An object that is being read: a cache of what the image says about it, and how far it was read (for reading ahead)."""
+    """An object that is being read: a cache of what the image says about it, and how far it was read (for reading ahead).
 
-    __slots__ = ("_single", "_windows", "ahead", "digest", "lookup", "row", "size")
+    ``is_small``: it shares its frame with others.
+    """
+
+    __slots__ = ("_single", "_windows", "ahead", "digest", "is_small", "lookup", "row", "size")
 
     def __init__(self, lookup: Lookup, row: ObjectRow) -> None:
         """``row`` is of ``lookup``'s object map."""
@@ -87,10 +95,13 @@ class ObjectRecord:
         # By number; None where the object is not cut into one.
         self._windows: dict[int, Window | None] = {}
         self._single: tuple[bytes, int] | None = None
+        self.is_small = False
         if row.extent_count == 1 and row.size:
             extent = lookup.objects.extents(row, 0, row.size)[0]
             if extent.frame != HOLE:
-                self._single = (_frame_key(lookup.objects.frame(extent.frame)), -extent.frame_offset)
+                frame = lookup.objects.frame(extent.frame)
+                self._single = (_frame_key(frame), -extent.frame_offset)
+                self.is_small = frame.length != row.size
 
     def frame_count(self) -> int:
         """Count the frames that hold the object's bytes; past ``COUNT_MAX`` extents holes count too, because counting has to end."""
@@ -111,6 +122,11 @@ class ObjectRecord:
             for offset, length, frame, _ in self.lookup.objects.extents(self.row, 0, self.size):
                 if frame != HOLE:
                     yield offset, offset + length
+
+    def lies_in(self, slab: bytes, base: int) -> None:
+        """Note in which slab the object, which lies in one frame, is now, and which byte of the object that would begin with."""
+        if self._single is not None:
+            self._single = slab, base
 
     def slab_at(self, offset: int) -> tuple[bytes | None, int]:
         """Return the name of the slab that would hold byte ``offset``, and which byte of the object it would begin with.
@@ -139,7 +155,8 @@ class ObjectRecord:
 class Part:
     """Bytes ``start`` to ``stop`` (exclusive) of a slab; zeros if it has none. ``frames`` maps its pieces to frames.
 
-    On SSD, the slab begins at byte ``base`` of the file ``name``, which has ``size`` bytes and is of ``kind``.
+    On SSD, the slab begins at byte ``base`` of the object ``name``, which has ``size`` bytes; it has no name if several objects share it.
+    A slab that is one of the objects of a frame begins at byte ``within`` of that frame, and is verified as that object.
     """
 
     slab: Slab | None
@@ -149,9 +166,9 @@ class Part:
     frames: tuple[int, ...] | range = ()
     zeros: bool = False
     name: bytes = b""
-    kind: int = OBJECT
     size: int = 0
     base: int = 0
+    within: int | None = None
 
     def frame(self, piece: int) -> FrameRow:
         """Return the frame that a piece of the slab is."""
@@ -159,7 +176,11 @@ class Part:
 
     def holes(self) -> Iterator[tuple[int, int]]:
         """Yield what of the file needs no bytes."""
-        return self.record.holes() if self.kind == OBJECT else iter(())
+        return self.record.holes()
+
+    def digest(self, frame: FrameRow) -> bytes:
+        """Return the digest of a piece that is ``frame``, or of the object that it is of that."""
+        return frame.digest if self.within is None else self.record.digest
 
     def view(self) -> memoryview:
         """Return the bytes, which must be there."""
@@ -169,11 +190,25 @@ class Part:
         return _ZEROS[:count] if count <= len(_ZEROS) else memoryview(bytes(count))
 
 
-def parts_of(record: ObjectRecord, offset: int, end: int, ram: RamCache, *, create: bool = True) -> list[Part]:
-    """Return the parts that make up bytes ``offset`` to ``end`` of an object, in order. Slabs that are not there are made if ``create``."""
+def parts_of(
+    record: ObjectRecord,
+    offset: int,
+    end: int,
+    ram: RamCache,
+    *,
+    create: bool = True,
+    is_local: Callable[[ObjectRecord], bool] | None = None,
+) -> list[Part]:
+    """Return the parts that make up bytes ``offset`` to ``end`` of an object, in order. Slabs that are not there are made if ``create``.
+
+    ``is_local`` says whether SSD has an object.
+    """
     parts: list[Part] = []
     try:
-        _cut(parts, record, offset, end, ram, create=create)
+        if record.is_small and is_local is not None:
+            parts.append(_small_part(record, offset, end, ram, create=create, is_local=is_local))
+        else:
+            _cut(parts, record, offset, end, ram, create=create)
     except BaseException:
         for part in parts:
             if part.slab is not None:
@@ -203,10 +238,10 @@ def frame_part(lookup: Lookup, number: int, ram: RamCache) -> Part:
     row = lookup.objects.frame(number)
     # A frame that is all of an object has its digest.
     found = lookup.objects.find(row.digest)
-    kind = FRAME if found is None or found.size != row.length else OBJECT
+    is_whole = found is not None and found.size == row.length
     record = ObjectRecord(lookup, found or ObjectRow(row.digest, row.length, 0, 0))
     slab = _frame_slab(row, ram, create=True)
-    return Part(slab, 0, row.length, record, (number,), name=row.digest, kind=kind, size=row.length)
+    return Part(slab, 0, row.length, record, (number,), name=row.digest if is_whole else b"", size=row.length)
 
 
 def _window(objects: ObjectMap, row: ObjectRow, base: int) -> Window | None:
@@ -267,9 +302,30 @@ def _add_extents(
         part = Part(slab, first + shift, last + shift, record, (frame,))
         if not frame_offset and row.length == length:
             part.name, part.size, part.base = record.digest, record.size, offset
-        else:
-            part.name, part.size, part.kind = row.digest, row.length, FRAME
         parts.append(part)
+
+
+def _small_part(
+    record: ObjectRecord, offset: int, end: int, ram: RamCache, *, create: bool, is_local: Callable[[ObjectRecord], bool]
+) -> Part:
+    """Return bytes ``offset`` to ``end`` (exclusive) of an object that shares its frame with others."""
+    extent = record.lookup.objects.extents(record.row, 0, record.size)[0]
+    frame, key = record.lookup.objects.frame(extent.frame), _object_key(record)
+    own = ram.get(key)
+    if own is None and (ram.get(_frame_key(frame)) is not None or not is_local(record)):
+        record.lies_in(_frame_key(frame), -extent.frame_offset)
+        shift = extent.frame_offset
+        return Part(_frame_slab(frame, ram, create=create), offset + shift, end + shift, record, (extent.frame,))
+    record.lies_in(key, 0)
+    if own is None and create:
+        own = Slab(key, (0, record.size))
+        ram.add(own)
+    return Part(own, offset, end, record, (extent.frame,), name=record.digest, size=record.size, within=extent.frame_offset)
+
+
+def _object_key(record: ObjectRecord) -> bytes:
+    """Return the name of the slab of an object that SSD has apart: its bytes are verified by that digest, whatever an image says."""
+    return b"o" + record.size.to_bytes(8, "little") + record.digest
 
 
 def _frame_key(row: FrameRow) -> bytes:

@@ -10,7 +10,7 @@ from typing import Final
 import zstandard
 from blake3 import blake3
 
-from imagefs.cache.decode import decode_into
+from imagefs.cache.decode import decode_into, decode_slice
 from imagefs.cache.disk_files import OpenFile
 from imagefs.cache.layout import Part
 from imagefs.cache.slab import Slab
@@ -79,7 +79,7 @@ def read_pieces(part: Part, file: OpenFile, frames: Frames) -> Frames:
         if not there and len(run) > 1:
             failed += (item for single in run for item in read_pieces(part, file, [single]))
         else:
-            failed += (item for item in run if not there or blake3(_target(item[0])).digest() != item[1].digest)
+            failed += (item for item in run if not there or blake3(_target(item[0])).digest() != part.digest(item[1]))
     return failed
 
 
@@ -97,7 +97,11 @@ class Decoder:
         for tag, frame in frames:
             at = frame.offset - start
             try:
-                decode_into(_target(tag), data[at : at + frame.stored], frame, decompressor)
+                stored, part = data[at : at + frame.stored], tag[0]
+                if part.within is None:
+                    decode_into(_target(tag), stored, frame, decompressor)
+                else:
+                    decode_slice(_target(tag), stored, frame, (part.within, part.record.digest), decompressor)
             except ImageFSError as error:
                 failed.append((tag, frame, error))
         return failed

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 import trio
 
-from imagefs.cache.disk_index import Row
 from imagefs.cache.disk_open import OpenedTier
 from imagefs.cache.disk_place import ASIDE
-from imagefs.cache.holdings import Holding, local_objects
+from imagefs.cache.holdings import local_objects
 from imagefs.daemon import requests
 from imagefs.errors import NotFoundError, UsageError
 
@@ -79,9 +78,8 @@ class CacheService:
         objects = await trio.to_thread.run_sync(local_objects, self.opened.place.root, manifest)
         if objects is None:
             return {"manifest": manifest, "freed_bytes": 0}
-        holding = Holding(objects)
 
-        def wanted(name: bytes, row: Row) -> bool:
-            return holding.has(name, row)
+        def wanted(name: bytes) -> bool:
+            return objects.find(name) is not None
 
         return {"manifest": manifest, "freed_bytes": await self.opened.tier.evict(request.bytes or _ALL, wanted=wanted)}

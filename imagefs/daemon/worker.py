@@ -130,7 +130,7 @@ def _open_disk(role: Role, forest: Forest, log: structlog.typing.FilteringBoundL
             log,
             limit=config.cache_bytes,
             floor=config.cache_floor,
-            mounted=lambda: [(slot.image.name, slot.image.objects) for slot in list(forest.slots.values())],
+            mounted=lambda: [slot.image.objects for slot in list(forest.slots.values())],
         )
     except StoreError as error:
         place.close()

@@ -230,6 +230,23 @@ class ObjectMap:
                 high, high_prefix = middle, row[0]
         return None
 
+    def find_by_start(self, start: int) -> list[ObjectRow]:
+        """Return the objects whose digests begin with these 63 bits: one, as good as always, or none."""
+        buffer, base = self._buffer, self._objects_at
+        unpack = _PREFIX.unpack_from
+        low, high = 0, self.object_count
+        while low < high:
+            middle = (low + high) >> 1
+            if unpack(buffer, base + middle * OBJECT_SIZE)[0] >> 1 < start:
+                low = middle + 1
+            else:
+                high = middle
+        found = []
+        while low < self.object_count and unpack(buffer, base + low * OBJECT_SIZE)[0] >> 1 == start:
+            found.append(self.object(low))
+            low += 1
+        return found
+
     def extents(self, row: ObjectRow, start: int, end: int, *, most: int | None = None) -> list[Extent]:
         """Return the extents that cover bytes ``start`` to ``end`` (exclusive, cut to the object's size) of an object, in order.
 
@@ -325,6 +342,37 @@ class ObjectMap:
                     elif frame != HOLE:
                         raise IntegrityError(f"object map: no frame {frame}")
         return owners
+
+    def by_frame(self) -> "tuple[array[int], array[int]]":
+        """Return the numbers of the objects with one extent in the order of their frames, and for each frame where its own begin there.
+
+        The second has one more at the end. Reads the rows of all objects; each step is short, for the sake of other threads.
+        ``IntegrityError``.
+        """
+        frames = array("I")
+        counts = array("I", bytes(4 * (self.frame_count + 2)))
+        objects = memoryview(self._buffer)[self._objects_at : self._extents_at]
+        unpack, base, most = _EXTENT.unpack_from, self._extents_at, self.frame_count
+        for _, _, first, count in _OBJECT.iter_unpack(objects):
+            frame = HOLE
+            if count == 1:
+                if first >= self.extent_count:
+                    raise IntegrityError("object map: extents that are not there")
+                frame = unpack(self._buffer, base + first * EXTENT_SIZE)[2]
+                if frame != HOLE:
+                    if frame >= most:
+                        raise IntegrityError(f"object map: no frame {frame}")
+                    counts[frame + 2] += 1
+            frames.append(frame)
+        for frame in range(2, most + 2):
+            counts[frame] += counts[frame - 1]
+        order = array("I", bytes(4 * counts[-1]))
+        # A frame's count is where its next object goes, and in the end where the next frame's begin.
+        for number, frame in enumerate(frames):
+            if frame != HOLE:
+                order[counts[frame + 1]] = number
+                counts[frame + 1] += 1
+        return order, counts[:-1]
 
     def validate(self) -> None:
         """Check every row against every other: order, bounds, coverage. Reads the whole map; ``IntegrityError`` for what does not fit."""

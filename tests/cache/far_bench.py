@@ -121,6 +121,7 @@ class Bench:
                     disk = opened.tier if opened is not None else None
                     fetcher = Fetcher(nursery, link, self.ram, disk, self.counters, log=self.log, deadline=30, clock=lambda: self.now)
                     if known:
+                        self.lookup.members.build()
                         self.lookup.neighbours.build()
                         for _ in range(2):
                             link._control.figures.took(64 * KIB, self.store.seconds)

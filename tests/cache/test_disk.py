@@ -12,14 +12,16 @@ import pytest
 import trio
 
 from imagefs.cache.disk import DiskTier
-from imagefs.cache.disk_files import FRAME, OBJECT, Folders, OpenFile
+from imagefs.cache.disk_files import Folders, OpenFile
 from imagefs.cache.disk_index import DiskIndex, Figures, Row
 from imagefs.cache.disk_open import OpenedTier
 from imagefs.cache.disk_place import ASIDE, MARKER, CachePlace
 from imagefs.cache.disk_queue import QUEUE_MAX, Place
 from imagefs.cache.eviction import Evictor
+from imagefs.cache.members import Member
 from imagefs.digest import digest_of
 from imagefs.errors import AccessError, DaemonError, ImageFSError, StoreError, StoreFullError, UsageError
+from imagefs.format.objectmap import ObjectRow
 
 MIB = 1 << 20
 
@@ -71,8 +73,8 @@ def noise(size: int, seed: int = 0) -> bytes:
     return (digest_of(b"%d" % seed) * (size // 32 + 1))[:size]
 
 
-def place(data: bytes, kind: int = OBJECT, holes: Iterable[tuple[int, int]] = ()) -> Place:
-    return Place(digest_of(data), kind, len(data), lambda: holes)
+def place(data: bytes, holes: Iterable[tuple[int, int]] = ()) -> Place:
+    return Place(digest_of(data), len(data), lambda: holes)
 
 
 def read(tier: DiskTier, name: bytes, start: int, end: int) -> bytes | None:
@@ -87,29 +89,125 @@ async def until(condition: Callable[[], bool]) -> None:
         await trio.sleep(0.01)
 
 
-async def land(tier: DiskTier, data: bytes, step: int = 256 << 10, kind: int = OBJECT) -> bytes:
-    where = place(data, kind)
+async def land(tier: DiskTier, data: bytes, step: int = 256 << 10) -> bytes:
+    where = place(data)
     for offset in range(0, len(data), step):
         assert tier.land(where, offset, memoryview(data)[offset : offset + step])
     await tier.settled()
     return where.name
 
 
-@pytest.mark.parametrize(("kind", "folder"), [(OBJECT, "objects"), (FRAME, "frames")])
-def test_what_is_complete_is_sealed_under_its_name(bench: Bench, kind: int, folder: str) -> None:
+def test_what_is_complete_is_sealed_under_its_name(bench: Bench) -> None:
     data = noise(MIB + 17)
 
     async def body(tier: DiskTier) -> None:
-        name = await land(tier, data, kind=kind)
+        name = await land(tier, data)
         assert tier.covers(name, 0, len(data))
         assert read(tier, name, 5, 1000) == data[5:1000]
         assert (tier.held, tier.complete) == (len(data), 1)
 
     bench.run(body)
-    assert bench.files(folder) == {digest_of(data).hex(): data}
+    assert bench.files("objects") == {digest_of(data).hex(): data}
     assert bench.files("partial") == {}
-    path = next((bench.root / folder).glob("*/*"))
+    path = next((bench.root / "objects").glob("*/*"))
     assert path.stat().st_mode & 0o777 == 0o444
+
+
+def shared(contents: Sequence[bytes], lie: int = -1) -> tuple[Place, bytes]:
+    """A frame of these small objects; what the map says of number ``lie`` is not true."""
+    members, offset = [], 0
+    for number, content in enumerate(contents):
+        digest = digest_of(b"something else" if number == lie else content)
+        members.append(Member(ObjectRow(digest, len(content), number, 1), offset))
+        offset += len(content)
+    data = b"".join(contents)
+    return Place(digest_of(data), len(data), tuple, lambda: members), data
+
+
+def test_a_frame_of_small_objects_becomes_a_file_each(bench: Bench) -> None:
+    contents = [noise(size, size) for size in (65, 4096, 5000, 100_000)]
+    told: list[bool] = []
+
+    async def first(tier: DiskTier) -> None:
+        where, data = shared(contents)
+        assert tier.land(where, 0, data, lambda: told.append(True))
+        await tier.settled()
+        assert told == [True]
+        assert (tier.complete, tier.held) == (4, 4096 + 4096 + 8192 + 102_400)
+        # The same again, as another image's frame: nothing is written.
+        where, data = shared(contents[::-1])
+        assert tier.land(where, 0, data)
+        await tier.settled()
+        assert (tier.complete, tier.held) == (4, 4096 + 4096 + 8192 + 102_400)
+
+    async def second(tier: DiskTier) -> None:
+        for content in contents:
+            assert tier.covers(digest_of(content), 0, len(content))
+            assert read(tier, digest_of(content), 0, len(content)) == content
+
+    bench.run(first)
+    assert bench.files("objects") == {digest_of(content).hex(): content for content in contents}
+    assert bench.files("partial") == {}
+    assert {path.stat().st_mode & 0o777 for path in (bench.root / "objects").glob("*/*")} == {0o444}
+    bench.run(second)
+
+
+def test_an_object_that_the_map_lies_about_does_not_land(bench: Bench) -> None:
+    contents = [noise(1000, seed) for seed in range(3)]
+
+    async def body(tier: DiskTier) -> None:
+        where, data = shared(contents, lie=1)
+        assert tier.land(where, 0, data)
+        await tier.settled()
+        assert tier.complete == 2
+        assert not tier.covers(digest_of(b"something else"), 0, 1)
+
+    bench.run(body)
+    assert sorted(bench.files("objects").values()) == sorted([contents[0], contents[2]])
+
+
+def test_small_objects_that_the_disk_refuses_land_later(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imagefs.cache.disk._OFF_SECONDS", 0.0)
+    contents = [noise(1000, seed) for seed in range(5)]
+    write_small = Folders.write_small
+    calls = itertools.count()
+
+    def refusing(folders: Folders, name: bytes, data: bytes) -> bool:
+        if next(calls) == 2:
+            raise OSError(errno.ENOSPC, "no room")
+        return write_small(folders, name, data)
+
+    monkeypatch.setattr(Folders, "write_small", refusing)
+    told: list[bool] = []
+
+    async def body(tier: DiskTier) -> None:
+        where, data = shared(contents)
+        assert tier.land(where, 0, data, lambda: told.append(True))
+        await until(lambda: tier.counters.write_errors == 1)
+        await tier.settled()
+        assert (tier.complete, told) == (2, [])
+        assert tier.land(where, 0, data, lambda: told.append(True))
+        await tier.settled()
+        assert (tier.complete, told) == (5, [True])
+
+    bench.run(body)
+
+
+def test_what_was_found_damaged_lands_again_at_once(bench: Bench) -> None:
+    contents = [noise(1000, seed) for seed in range(2)]
+
+    async def body(tier: DiskTier) -> None:
+        where, data = shared(contents)
+        assert tier.land(where, 0, data)
+        await tier.settled()
+        tier.bad(digest_of(contents[0]), 0, 1000)
+        assert not tier.covers(digest_of(contents[0]), 0, 1)
+        assert tier.land(where, 0, data)
+        await tier.settled()
+        assert tier.complete == 2
+        assert read(tier, digest_of(contents[0]), 0, 1000) == contents[0]
+
+    bench.run(body)
 
 
 @pytest.mark.parametrize(
@@ -140,10 +238,10 @@ def test_what_lands_twice_while_its_file_waits_to_be_sealed_is_said_to_be_there(
     seal = Folders.seal
     refusals = iter([True])
 
-    def refusing(folders: Folders, files: Sequence[tuple[int, bytes, int, OpenFile]]) -> list[bytes]:
+    def refusing(folders: Folders, files: Sequence[tuple[bytes, int, OpenFile]], small: Sequence[bytes] = ()) -> list[bytes]:
         if next(refusals, False):
             raise OSError(errno.EIO, "not now")
-        return seal(folders, files)
+        return seal(folders, files, small)
 
     monkeypatch.setattr(Folders, "seal", refusing)
     data = noise(MIB)
@@ -344,7 +442,7 @@ def test_the_queue_is_bounded(bench: Bench) -> None:
     data = noise(16 * MIB)
 
     async def body(tier: DiskTier) -> None:
-        kept = [tier.land(Place(digest_of(b"%d" % n), OBJECT, len(data), tuple), 0, data) for n in range(10)]
+        kept = [tier.land(Place(digest_of(b"%d" % n), len(data), tuple), 0, data) for n in range(10)]
         assert kept == [True] * (QUEUE_MAX // len(data)) + [False] * (10 - QUEUE_MAX // len(data))
 
     bench.run(body)
@@ -439,10 +537,10 @@ def test_what_cannot_be_sealed_now_is_sealed_later(bench: Bench, monkeypatch: py
     real = Folders.seal
     broken = [True]
 
-    def seal(self: Folders, files: list[tuple[int, bytes, int, OpenFile]]) -> list[bytes]:
+    def seal(self: Folders, files: Sequence[tuple[bytes, int, OpenFile]], small: Sequence[bytes] = ()) -> list[bytes]:
         if broken[0]:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return real(self, files)
+        return real(self, files, small)
 
     monkeypatch.setattr(Folders, "seal", seal)
 
@@ -554,17 +652,17 @@ class Protected:
     pins: set[bytes] = field(default_factory=set)
     mounts: set[bytes] = field(default_factory=set)
 
-    def pinned(self, name: bytes, row: Row) -> bool:
+    def pinned(self, name: bytes) -> bool:
         return name in self.pins
 
-    def mounted(self, name: bytes, row: Row) -> bool:
+    def mounted(self, name: bytes) -> bool:
         return name in self.mounts
 
 
 def _fill(path: Path, count: int, used_at: Callable[[int], int]) -> tuple[DiskIndex, list[bytes]]:
     index = DiskIndex(path)
     names = sorted(digest_of(b"%d" % n) for n in range(count))
-    rows = [(name, Row(OBJECT, complete=True, size=100, held=100, used_at=used_at(n))) for n, name in enumerate(names)]
+    rows = [(name, Row(complete=True, size=100, held=100, used_at=used_at(n))) for n, name in enumerate(names)]
     index.commit(rows, [], Figures(held=100 * count))
     return index, names
 
@@ -598,7 +696,7 @@ def test_the_hand_goes_on_where_it_was(tmp_path: Path) -> None:
 
 def test_only_what_is_wanted_goes(tmp_path: Path) -> None:
     index, names = _fill(tmp_path / "db", 100, lambda n: 0)
-    chosen, _ = Evictor(index, Protected()).choose(1 << 40, 10, bytes(32), wanted=lambda name, _: name in names[40:45])
+    chosen, _ = Evictor(index, Protected()).choose(1 << 40, 10, bytes(32), wanted=lambda name: name in names[40:45])
     assert sorted(chosen) == names[40:45]
     index.close()
 

@@ -14,6 +14,7 @@ from imagefs.cache.fetcher import Fetcher
 from imagefs.cache.flights import BAD_SECONDS
 from imagefs.cache.layout import WINDOW, ObjectRecord
 from imagefs.cache.link import Link, LinkCounters
+from imagefs.cache.members import Members
 from imagefs.cache.neighbours import Neighbours
 from imagefs.cache.ram import RamCache
 from imagefs.digest import digest_of
@@ -33,6 +34,7 @@ class Lookup:
 
     def __post_init__(self) -> None:
         self.neighbours = Neighbours(self.objects)
+        self.members = Members(self.objects)
 
 
 @dataclass
