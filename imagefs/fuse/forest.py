@@ -1,9 +1,12 @@
 """Which images the FUSE mount shows, and how nodeids name their files.
 
-A nodeid is a pure function of the mount table: ``slot << SLOT_SHIFT | nid``. Slots are handed out and kept by
-``imagefs.mount.table``; nids are in the tree. So nothing is held per inode: there are no lookup counts to keep (``forget`` has nothing to
-free), and another process with the same table answers the same requests in the same way. Nodeids below ``1 << SLOT_SHIFT`` are the
-forest's own: ``ROOT`` and ``TREES``, or, where one image is the whole mount, its root directory.
+A nodeid is a pure function of what is mounted. That of an image's file is ``slot << SLOT_SHIFT | nid``: slots are handed out and kept by
+``imagefs.mount.table``, nids are in the tree. That of an object, below ``objects/``, is the beginning of its digest, whichever image has
+it. So nothing is held per inode: there are no lookup counts to keep (``forget`` has nothing to free), and another process with the same
+table answers the same requests in the same way. Nodeids below ``1 << SLOT_SHIFT`` are the forest's own directories: ``ROOT``, ``TREES``,
+``OBJECTS`` and its 256 (``objects/ab``); or, where one image is the whole mount, its root directory.
+
+Two objects whose digests begin alike can be made on purpose, with 2^31 attempts. Where both are mounted neither is shown.
 
 All of it belongs to the trio thread. What does not live here: the bind mounts that show a tree somewhere.
 """
@@ -11,6 +14,7 @@ All of it belongs to the trio thread. What does not live here: the bind mounts t
 from typing import Final
 
 from imagefs.cache.image import Image
+from imagefs.format.objectmap import ObjectRow
 
 SLOT_SHIFT: Final = 40
 """Bits of a nid: a tree of 32 TiB."""
@@ -19,6 +23,13 @@ NID_MASK: Final = (1 << SLOT_SHIFT) - 1
 ROOT: Final = 1
 TREES: Final = 2
 TREES_NAME: Final = b"trees"
+OBJECTS: Final = 3
+OBJECTS_NAME: Final = b"objects"
+SHARDS: Final = 256
+"""The first of the directories below ``objects/``."""
+
+OBJECT_BIT: Final = 1 << 63
+"""What a nodeid has that names an object."""
 
 
 class Slot:
@@ -41,13 +52,15 @@ class Slot:
 class Forest:
     """The images that are mounted."""
 
-    __slots__ = ("alone", "by_name", "slots")
+    __slots__ = ("_opens", "alone", "by_name", "slots")
 
     def __init__(self) -> None:
         """Start without images."""
         self.slots: dict[int, Slot] = {}
         self.by_name: dict[bytes, Slot] = {}
         self.alone: Slot | None = None
+        # How often objects are open, by nodeid.
+        self._opens: dict[int, int] = {}
 
     def add(self, number: int, image: Image) -> Slot:
         """Show an image as ``trees/<manifest>``."""
@@ -78,3 +91,41 @@ class Forest:
         if node == ROOT and self.alone is not None:
             return self.alone, self.alone.root_nid
         return None
+
+    # -- objects ----------------------------------------------------------------------------------------------------------------------
+
+    def find_object(self, digest: bytes) -> int | None:
+        """Return the nodeid of an object; None if no image has it, or another one whose digest begins alike."""
+        node = object_node(digest)
+        found = self.object_at(node)
+        return node if found is not None and found[1].digest == digest else None
+
+    def object_at(self, node: int) -> tuple[Slot, ObjectRow] | None:
+        """Return the object that a nodeid names, and the first image that has it; None if there is none, or more than one."""
+        first: tuple[Slot, ObjectRow] | None = None
+        for slot in self.slots.values():
+            for row in slot.image.objects.find_by_start(node & ~OBJECT_BIT):
+                if first is None:
+                    first = slot, row
+                elif row.digest != first[1].digest:
+                    return None
+        return first
+
+    def opened(self, node: int) -> None:
+        """Count that an object was opened."""
+        self._opens[node] = self._opens.get(node, 0) + 1
+
+    def released(self, node: int) -> None:
+        """Count that it was closed; one that another process had opened counts for nothing."""
+        count = self._opens.pop(node, 1) - 1
+        if count > 0:
+            self._opens[node] = count
+
+    def is_in_use(self, slot: Slot) -> bool:
+        """Say whether files of an image, or objects that it has, are open."""
+        return slot.opens > 0 or any(slot.image.objects.find_by_start(node & ~OBJECT_BIT) for node in self._opens)
+
+
+def object_node(digest: bytes) -> int:
+    """Return the nodeid of the object with this raw digest."""
+    return OBJECT_BIT | int.from_bytes(digest[:8], "big") >> 1

@@ -3,7 +3,7 @@
 Invariants:
 
 - everything but ``read`` is answered at once, without waiting for anything: metadata never queues behind a fetch;
-- answers are valid for ever (an image does not change), so the kernel asks once; only the forest's own two directories change;
+- answers are valid for ever (an image does not change), so the kernel asks once; only the forest's own directories change;
 - no state per inode and none per handle that matters (see ``forest`` and ``reading``);
 - one ``EntryAttributes`` is filled again and again: pyfuse3 copies it into its reply before the next request can be read, because
   handlers do not wait between filling and returning it.
@@ -14,13 +14,27 @@ copy all attributes (``cp -a``, ``rsync -X``, tar) must not write them into what
 
 import errno
 import os
+import re
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 import pyfuse3
 
+from imagefs.cache.layout import ObjectRecord
 from imagefs.digest import Buffer
-from imagefs.fuse.forest import NID_MASK, ROOT, SLOT_SHIFT, TREES, TREES_NAME, Forest, Slot
+from imagefs.fuse.forest import (
+    NID_MASK,
+    OBJECT_BIT,
+    OBJECTS,
+    OBJECTS_NAME,
+    ROOT,
+    SHARDS,
+    SLOT_SHIFT,
+    TREES,
+    TREES_NAME,
+    Forest,
+    Slot,
+)
 from imagefs.fuse.guard import Requests, handler
 from imagefs.fuse.reading import Reading
 from imagefs.fuse.refusals import Refusals
@@ -35,6 +49,9 @@ _S_IFDIR: Final = 0o040000
 _WRITING: Final = os.O_WRONLY | os.O_RDWR | os.O_TRUNC | os.O_APPEND
 _BLOCK: Final = 4096
 _NAME_MAX: Final = 255
+_OWN: Final = {TREES_NAME: TREES, OBJECTS_NAME: OBJECTS}
+_SHARD_NAME: Final = re.compile(rb"[0-9a-f]{2}")
+_OBJECT_NAME: Final = re.compile(rb"[0-9a-f]{62}")
 
 
 class ImageOperations(Refusals):
@@ -62,6 +79,16 @@ class ImageOperations(Refusals):
         self._own.entry_timeout = self._own.attr_timeout = 0
         self._own.st_mode = _S_IFDIR | 0o555
         self._own.st_nlink = 2
+        # The directories of objects/ are always there. They can be searched, not listed: that is nobody's way to an image.
+        self._shard = pyfuse3.EntryAttributes()
+        self._shard.entry_timeout = self._shard.attr_timeout = FOREVER
+        self._shard.st_mode = _S_IFDIR | 0o111
+        self._shard.st_nlink = 2
+        self._object = pyfuse3.EntryAttributes()
+        self._object.entry_timeout = self._object.attr_timeout = FOREVER
+        self._object.st_mode = _S_IFREG | 0o444
+        self._object.st_nlink = 1
+        self._object.st_blksize = _BLOCK
 
     def init(self) -> None:
         """Note that the session is on. Called by pyfuse3."""
@@ -79,7 +106,7 @@ class ImageOperations(Refusals):
         raise pyfuse3.FUSEError(errno.ESTALE)
 
     def _is_own(self, node: int) -> bool:
-        return node <= TREES and self._forest.alone is None
+        return not node >> SLOT_SHIFT and self._forest.alone is None
 
     def _fill(self, slot: Slot, nid: int) -> pyfuse3.EntryAttributes:
         """Fill the one instance; see the module's last invariant. Few lines, as a walk comes here for each file."""
@@ -99,8 +126,27 @@ class ImageOperations(Refusals):
         return entry
 
     def _fill_own(self, node: int) -> pyfuse3.EntryAttributes:
-        self._own.st_ino = node
-        return self._own
+        entry = self._shard if node >= OBJECTS else self._own
+        entry.st_ino = node
+        return entry
+
+    def _record_of(self, node: int) -> ObjectRecord:
+        """Return the object that a nodeid names; ESTALE for one that no mounted image has any more."""
+        record = self._reading.known(node)
+        if record is None:
+            found = self._forest.object_at(node)
+            if found is None:
+                raise pyfuse3.FUSEError(errno.ESTALE)
+            record = self._reading.object(node, *found)
+        assert not isinstance(record, bytes)
+        return record
+
+    def _fill_object(self, node: int) -> pyfuse3.EntryAttributes:
+        entry = self._object
+        entry.st_ino = node
+        entry.st_size = self._record_of(node).size
+        entry.st_blocks = (entry.st_size + 511) >> 9
+        return entry
 
     @handler
     def lookup(self, parent: int, name: bytes, _: Any) -> pyfuse3.EntryAttributes:
@@ -116,16 +162,31 @@ class ImageOperations(Refusals):
 
     def _lookup_own(self, parent: int, name: bytes) -> pyfuse3.EntryAttributes:
         if parent == ROOT:
-            if name == TREES_NAME:
-                return self._fill_own(TREES)
+            if name in _OWN:
+                return self._fill_own(_OWN[name])
+        elif parent >= OBJECTS:
+            return self._lookup_object(parent, name)
         elif (slot := self._forest.by_name.get(name)) is not None:
             return self._fill(slot, slot.root_nid)
         # Not remembered: it may be mounted in a moment.
         raise pyfuse3.FUSEError(errno.ENOENT)
 
+    def _lookup_object(self, parent: int, name: bytes) -> pyfuse3.EntryAttributes:
+        """Answer ``ab`` in ``objects``, or the rest of a digest in ``ab``; as above, what is not there may come."""
+        if parent == OBJECTS:
+            if _SHARD_NAME.fullmatch(name):
+                return self._fill_own(SHARDS + int(name, 16))
+        elif _OBJECT_NAME.fullmatch(name):
+            node = self._forest.find_object(bytes((parent - SHARDS,)) + bytes.fromhex(name.decode()))
+            if node is not None:
+                return self._fill_object(node)
+        raise pyfuse3.FUSEError(errno.ENOENT)
+
     @handler
     def getattr(self, node: int, _: Any) -> pyfuse3.EntryAttributes:
         """Answer ``stat``."""
+        if node & OBJECT_BIT:
+            return self._fill_object(node)
         return self._fill_own(node) if self._is_own(node) else self._fill(*self._at(node))
 
     @handler
@@ -161,8 +222,11 @@ class ImageOperations(Refusals):
 
     def _list_own(self, node: int, position: int, token: pyfuse3.ReaddirToken) -> None:
         if node == ROOT:
-            if position == 0:
-                pyfuse3.readdir_reply(token, TREES_NAME, self._fill_own(TREES), 1)
+            for number, (name, child) in enumerate(_OWN.items(), 1):
+                if number > position and not pyfuse3.readdir_reply(token, name, self._fill_own(child), number):
+                    return
+            return
+        if node != TREES:
             return
         # By slot number, so that a position means the same when images come and go.
         for number in sorted(number for number in self._slots if number > position):
@@ -181,8 +245,12 @@ class ImageOperations(Refusals):
         """Give the nodeid as the handle; what the kernel has of the file stays valid."""
         if flags & _WRITING:
             raise pyfuse3.FUSEError(errno.EROFS)
-        slot, _nid = self._at(node)
-        slot.opens += 1
+        if node & OBJECT_BIT:
+            self._record_of(node)
+            self._forest.opened(node)
+        else:
+            slot, _nid = self._at(node)
+            slot.opens += 1
         return pyfuse3.FileInfo(fh=node, keep_cache=True)
 
     @handler
@@ -191,14 +259,15 @@ class ImageOperations(Refusals):
         reading = self._reading
         record = reading.known(fh)
         if record is None:
-            record = reading.record(fh, *self._at(fh))
+            record = self._record_of(fh) if fh & OBJECT_BIT else reading.record(fh, *self._at(fh))
         return reading.read(record, offset, size)
 
     @handler
     def release(self, fh: int) -> None:
         """Count the close."""
-        found = self._forest.locate(fh)
-        if found is not None:
+        if fh & OBJECT_BIT:
+            self._forest.released(fh)
+        elif (found := self._forest.locate(fh)) is not None:
             found[0].opens -= 1
 
     @handler
@@ -239,10 +308,18 @@ class ImageOperations(Refusals):
         """Answer with an attribute of the image, or with one of our own."""
         if self._is_own(node):
             raise pyfuse3.FUSEError(errno.ENODATA)
+        if node & OBJECT_BIT:
+            return self._object_attribute(node, name)
         slot, nid = self._at(node)
         value = self._own_attribute(slot, nid, node, name) if name.startswith(_MAGIC) else None
         if value is None:
             value = slot.tree.xattr(nid, name)
+        if value is None:
+            raise pyfuse3.FUSEError(errno.ENODATA)
+        return value
+
+    def _object_attribute(self, node: int, name: bytes) -> bytes:
+        value = self._reading.attribute(self._record_of(node), name[len(_MAGIC) :]) if name.startswith(_MAGIC) else None
         if value is None:
             raise pyfuse3.FUSEError(errno.ENODATA)
         return value
@@ -255,7 +332,7 @@ class ImageOperations(Refusals):
     @handler
     def listxattr(self, node: int, _: Any) -> list[bytes]:
         """List the image's attributes; ours are not listed."""
-        if self._is_own(node):
+        if node & OBJECT_BIT or self._is_own(node):
             return []
         slot, nid = self._at(node)
         return slot.tree.xattr_names(nid)

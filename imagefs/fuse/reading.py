@@ -12,6 +12,7 @@ from imagefs.cache.fetcher import Fetcher
 from imagefs.cache.layout import ObjectRecord
 from imagefs.digest import Buffer, digest_of
 from imagefs.errors import IntegrityError
+from imagefs.format.objectmap import ObjectRow
 from imagefs.fuse.forest import SLOT_SHIFT, Slot
 
 _RECORDS_MAX: Final = 4096
@@ -37,10 +38,19 @@ class Reading:
         record = self._records.get(node)
         if record is None:
             record = _find(slot, nid)
-            if len(self._records) >= _RECORDS_MAX:
-                del self._records[next(iter(self._records))]
-            self._records[node] = record
+            self._keep(node, record)
         return record
+
+    def object(self, node: int, slot: Slot, row: ObjectRow) -> ObjectRecord:
+        """Return what is to be kept of an object, which is found in an image."""
+        record = ObjectRecord(slot.image, row)
+        self._keep(node, record)
+        return record
+
+    def _keep(self, node: int, record: ObjectRecord | bytes) -> None:
+        if len(self._records) >= _RECORDS_MAX:
+            del self._records[next(iter(self._records))]
+        self._records[node] = record
 
     def read(self, record: ObjectRecord | bytes, offset: int, size: int) -> Buffer | Coroutine[Any, Any, Buffer]:
         """Return ``size`` bytes from ``offset`` on, fewer only at the end of the file; a coroutine for them if they have to be fetched."""
@@ -66,8 +76,9 @@ class Reading:
 
     def forget(self, slot: Slot) -> None:
         """Drop what is kept of an image's files."""
-        for node in [node for node in self._records if node >> SLOT_SHIFT == slot.number]:
-            del self._records[node]
+        for node, record in list(self._records.items()):
+            if node >> SLOT_SHIFT == slot.number or (isinstance(record, ObjectRecord) and record.lookup is slot.image):
+                del self._records[node]
 
 
 def _find(slot: Slot, nid: int) -> ObjectRecord | bytes:
