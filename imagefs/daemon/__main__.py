@@ -13,7 +13,7 @@ def main() -> None:
     if os.fork():
         os._exit(0)
     os.setsid()
-    from imagefs.daemon.background import run_background  # noqa: PLC0415 # after the fork: trio must not be started before
+    from imagefs.daemon.background import run_background  # noqa: PLC0415 # the first half needs none of it
 
     sys.exit(run_background(sys.argv[1:]))
 

@@ -1,9 +1,11 @@
 """How a program talks to the daemon, and starts it when there is none. Plain blocking functions.
 
-This is on the way of every command, so it imports the standard library, ``config`` and ``errors`` alone.
+This is on the way of every command, so it imports nothing heavy. What does not live here: the socket (``asking``).
 
 With root there is one daemon for a store and a cache; without, one for each mountpoint: ``at`` is that mountpoint then, and is left out
 with root (:func:`home` chooses). Every wait has a deadline.
+
+The process that answers may be replaced at any time. Who asks then waits for the next one; what was being answered is asked again.
 """
 
 import contextlib
@@ -12,7 +14,6 @@ import errno
 import fcntl
 import json
 import os
-import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -21,15 +22,14 @@ from typing import Any, Final
 
 from imagefs import errors
 from imagefs.config import Config
+from imagefs.daemon.asking import PAUSE, QUICK, SOCKET_NAME, BrokenError, ask, ask_again, result_of
 from imagefs.errors import AccessError, DaemonError, DeadlineError, ImageFSError
 
-_SOCKET: Final = "control.sock"
-_QUICK: Final = 10.0
 _MOUNT_SECONDS: Final = 600.0
 _UMOUNT_SECONDS: Final = 60.0
 _START_SECONDS: Final = 30.0
 _GONE_SECONDS: Final = 30.0
-_ANSWER_MAX: Final = 64 << 20
+_RELOAD_SECONDS: Final = 120.0
 _LOG_TAIL: Final = 2000
 
 
@@ -44,15 +44,30 @@ def mount(config: Config, *, mountpoint: str | Path, ref: str = "", manifest: st
     place = absolute(mountpoint)
     at = home(place)
     fields = {"mountpoint": place, "ref": ref, "manifest": manifest, "mode": mode, "namespace": _namespace()}
-    for last in (False, True):
+    directory = config.instance_dir(at)
+    begun = time.time()
+    for last in (False, False, True):
         ensure_daemon(config, at=at)
         try:
-            return call(config, "mount", at=at, timeout=_MOUNT_SECONDS, **fields)
+            return ask(directory, {"op": "mount", **fields}, _MOUNT_SECONDS)
+        except BrokenError as error:
+            if last:
+                raise DaemonError(error.message, hint=error.hint) from error
+            # It may have been mounted before that: then what is told of it is not known, and it is done again.
+            _take_back(directory, place, begun)
         except DaemonError:
             # It ended between our two calls, because another's last mount went.
             if last or running(config, at=at):
                 raise
     raise AssertionError
+
+
+def _take_back(directory: Path, place: str, begun: float) -> None:
+    """Unmount what was mounted at ``place`` since ``begun``, if anything was."""
+    with contextlib.suppress(ImageFSError):
+        mounts = ask_again(directory, {"op": "status"}, QUICK)["mounts"]
+        if any(mount["mountpoint"] == place and mount.get("mounted_at", 0) >= begun for mount in mounts):
+            ask_again(directory, {"op": "umount", "mountpoint": place, "lazy": False}, _UMOUNT_SECONDS)
 
 
 def umount(config: Config, mountpoint: str | Path, *, lazy: bool = False) -> dict[str, Any]:
@@ -66,7 +81,7 @@ def umount(config: Config, mountpoint: str | Path, *, lazy: bool = False) -> dic
     own = config.instance_dir(home(place))
     for directory in sorted(instances(config), key=lambda found: found != own):
         try:
-            result = _call(directory, {"op": "umount", "mountpoint": place, "lazy": lazy}, _UMOUNT_SECONDS)
+            result = _umount(directory, place, lazy=lazy)
         except (DaemonError, AccessError):
             continue
         except errors.MountError as error:
@@ -79,6 +94,21 @@ def umount(config: Config, mountpoint: str | Path, *, lazy: bool = False) -> dic
     if _take_away_dead(place):
         return {"mountpoint": place, "stopping": False}
     raise problem
+
+
+def _umount(directory: Path, place: str, *, lazy: bool) -> dict[str, Any]:
+    request = {"op": "umount", "mountpoint": place, "lazy": lazy}
+    try:
+        return ask(directory, request, _UMOUNT_SECONDS)
+    except BrokenError:
+        pass
+    try:
+        return ask_again(directory, request, _UMOUNT_SECONDS)
+    except errors.MountError as error:
+        if not error.message.startswith("no image is mounted"):
+            raise
+        # It was unmounted before the connection broke.
+        return {"mountpoint": place, "stopping": False}
 
 
 def _take_away_dead(place: str) -> bool:
@@ -101,7 +131,11 @@ def _take_away_dead(place: str) -> bool:
 
 
 def status(config: Config, *, at: str | None = None) -> dict[str, Any]:
-    """Return ``{pid, version, store, cache, auto_stop, started_at, rss_bytes, mounts}``; ``DaemonError`` if no daemon runs."""
+    """Return what the daemon says of itself; ``DaemonError`` if none runs.
+
+    ``{pid, worker_pid, worker_restarts, crash, version, store, cache, auto_stop, started_at, rss_bytes, mounts}``: ``pid`` is the
+    supervisor's; ``worker_pid`` is None while it waits before it starts another; ``crash`` tells what the first worker of late died of.
+    """
     return call(config, "status", at=at)
 
 
@@ -115,6 +149,24 @@ def stop(config: Config, *, at: str | None = None) -> dict[str, Any]:
     result = call(config, "stop", at=at)
     _wait_gone(config.instance_dir(at))
     return result
+
+
+def reload(config: Config, *, at: str | None = None) -> dict[str, Any]:
+    """Replace the worker by one with the code that is on disk now; returns ``{pid, worker_pid}`` when that one serves.
+
+    Raises what the new one met; then the old one serves on.
+    """
+    directory = config.instance_dir(at)
+    deadline = time.monotonic() + _RELOAD_SECONDS
+    old = ask_again(directory, {"op": "status"}, QUICK)["worker_pid"]
+    with contextlib.suppress(BrokenError):
+        ask(directory, {"op": "reload"}, _RELOAD_SECONDS)
+    while time.monotonic() < deadline:
+        found = ask_again(directory, {"op": "status"}, QUICK)
+        if found["worker_pid"] not in {old, None}:
+            return {"pid": found["pid"], "worker_pid": found["worker_pid"]}
+        time.sleep(PAUSE)
+    raise DeadlineError("the new worker does not take over", hint=f"the log is {directory}/daemon.log")
 
 
 def running(config: Config, *, at: str | None = None) -> bool:
@@ -131,14 +183,14 @@ def daemons(config: Config) -> list[dict[str, Any]]:
     found = []
     for directory in instances(config):
         with contextlib.suppress(ImageFSError):
-            found.append(_call(directory, {"op": "status"}, _QUICK))
+            found.append(ask_again(directory, {"op": "status"}, QUICK))
     return found
 
 
 def instances(config: Config) -> list[Path]:
     """Return the directories below ``config.runtime`` that have a control socket."""
     try:
-        return sorted(path.parent for path in config.runtime.glob(f"*/{_SOCKET}"))
+        return sorted(path.parent for path in config.runtime.glob(f"*/{SOCKET_NAME}"))
     except OSError:
         return []
 
@@ -154,88 +206,9 @@ def absolute(mountpoint: str | Path) -> str:
     return os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))  # noqa: PTH118, PTH119, PTH120
 
 
-def call(config: Config, op: str, *, at: str | None = None, timeout: float = _QUICK, **fields: object) -> dict[str, Any]:
+def call(config: Config, op: str, *, at: str | None = None, timeout: float = QUICK, **fields: object) -> dict[str, Any]:
     """Ask the daemon; return its result, or raise the error that it met. ``DaemonError`` if none answers."""
-    return _call(config.instance_dir(at), {"op": op, **fields}, timeout)
-
-
-# -- the socket -----------------------------------------------------------------------------------------------------------------------
-
-
-def _call(directory: Path, request: dict[str, object], timeout: float) -> dict[str, Any]:
-    deadline = time.monotonic() + timeout
-    with contextlib.closing(_connect(directory)) as connection:
-        try:
-            connection.settimeout(timeout)
-            connection.sendall(json.dumps(request).encode() + b"\n")
-            answer = b""
-            while not answer.endswith(b"\n") and len(answer) < _ANSWER_MAX:
-                connection.settimeout(max(deadline - time.monotonic(), 0.001))
-                chunk = connection.recv(65536)
-                if not chunk:
-                    raise DaemonError("the daemon closed the connection without an answer", hint=f"its log is {directory}/daemon.log")
-                answer += chunk
-        except TimeoutError:
-            raise DeadlineError(f"the daemon did not answer within {timeout:g} s", hint=f"its log is {directory}/daemon.log") from None
-        except OSError as error:
-            raise DaemonError(f"the connection to the daemon broke: {error.strerror}", hint=f"its log is {directory}/daemon.log") from error
-    return _result(answer)
-
-
-def _connect(directory: Path) -> socket.socket:
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    try:
-        # A socket's path is limited to 107 bytes; through the directory's descriptor it always fits.
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            _connect_patiently(connection, f"/proc/self/fd/{descriptor}/{_SOCKET}")
-        finally:
-            os.close(descriptor)
-    except BaseException as error:
-        connection.close()
-        if isinstance(error, PermissionError):
-            raise AccessError(f"this user may not talk to the daemon at {directory}") from error
-        if isinstance(error, OSError):
-            raise DaemonError("no daemon is running for this store and cache", hint="`imagefs mount` starts one") from error
-        raise
-    return connection
-
-
-def _connect_patiently(connection: socket.socket, path: str) -> None:
-    deadline = time.monotonic() + _QUICK
-    connection.settimeout(_QUICK)
-    while True:
-        try:
-            connection.connect(path)
-        except BlockingIOError:
-            # With a timeout set, a full queue is an error at once. It means that the daemon is there and busy: starting another would be
-            # wrong.
-            if time.monotonic() > deadline:
-                raise DeadlineError("the daemon does not take connections") from None
-            time.sleep(0.005)
-        else:
-            return
-
-
-def _result(answer: bytes) -> dict[str, Any]:
-    try:
-        document = json.loads(answer)
-        if document["ok"]:
-            result: dict[str, Any] = document["result"]
-            return result
-        problem = document["error"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DaemonError("the daemon's answer cannot be read", hint="are client and daemon of one version?") from error
-    kind = getattr(errors, str(problem.get("type")), None)
-    if not (isinstance(kind, type) and issubclass(kind, ImageFSError)):
-        kind = next((found for found in _all_errors(ImageFSError) if found.exit_code == problem.get("exit_code")), DaemonError)
-    raise kind(problem.get("message", "unknown error"), hint=problem.get("hint"))
-
-
-def _all_errors(base: type[ImageFSError]) -> Iterator[type[ImageFSError]]:
-    yield base
-    for kind in base.__subclasses__():
-        yield from _all_errors(kind)
+    return ask_again(config.instance_dir(at), {"op": op, **fields}, timeout)
 
 
 # -- starting -------------------------------------------------------------------------------------------------------------------------
@@ -245,12 +218,12 @@ def ensure_daemon(config: Config, *, at: str | None = None, auto_stop: bool = Tr
     """Return when a daemon answers, starting one if there is none: one, however many ask. Raises what its start met."""
     directory = config.instance_dir(at)
     with contextlib.suppress(DaemonError):
-        _call(directory, {"op": "ping"}, _QUICK)
+        ask_again(directory, {"op": "ping"}, QUICK)
         return
     deadline = time.monotonic() + timeout
     with _start_lock(directory, deadline):
         with contextlib.suppress(DaemonError):
-            _call(directory, {"op": "ping"}, _QUICK)
+            ask_again(directory, {"op": "ping"}, QUICK)
             return
         _spawn(config, at, auto_stop=auto_stop, deadline=deadline)
 
@@ -298,7 +271,7 @@ def _spawn(config: Config, at: str | None, *, auto_stop: bool, deadline: float) 
             command = [sys.executable, "-P", "-m", "imagefs.daemon", told]
             # The process forks and its first half ends at once.
             subprocess.run(  # noqa: S603 # our own arguments
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(writer,), cwd="/", check=True, timeout=_QUICK
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(writer,), cwd="/", check=True, timeout=QUICK
             )
         except (OSError, subprocess.SubprocessError) as error:
             raise DaemonError(f"the daemon could not be started: {error}") from error
@@ -326,7 +299,7 @@ def _wait_ready(reader: int, directory: Path, deadline: float) -> None:
         if not chunk:
             raise DaemonError(f"the daemon ended while starting: {_log_end(directory)}", hint=f"its log is {directory}/daemon.log")
         line += chunk
-    _result(line)
+    result_of(line)
 
 
 def _log_end(directory: Path) -> str:

@@ -8,7 +8,6 @@ import os
 import socket
 import struct
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -18,7 +17,6 @@ import trio
 from imagefs.daemon.requests import LINE_MAX, Request, decoder, failure, success
 from imagefs.errors import AccessError, DaemonError, ImageFSError, UsageError
 
-SOCKET_NAME: Final = "control.sock"
 _REQUEST_SECONDS: Final = 30.0
 _REPLY_SECONDS: Final = 10.0
 _CONNECTIONS_MAX: Final = 64
@@ -27,35 +25,25 @@ _UCRED: Final = struct.Struct("3i")
 Handle = Callable[[Request], Awaitable[dict[str, object]]]
 
 
-def bind_socket(directory: Path) -> socket.socket:
-    """Make the socket, mode 0600, in ``directory``, replacing one that a dead process left. The caller holds the instance's lock."""
-    (directory / SOCKET_NAME).unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    # A socket's path is limited to 107 bytes; through the directory's descriptor it always fits.
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        listener.bind(f"/proc/self/fd/{descriptor}/{SOCKET_NAME}")
-        os.chmod(SOCKET_NAME, 0o600, dir_fd=descriptor)
-    except BaseException:
-        listener.close()
-        raise
-    finally:
-        os.close(descriptor)
-    listener.listen(128)
-    return listener
-
-
 async def serve_control(
-    listener: socket.socket, handle: Handle, after: Callable[[], None], log: structlog.typing.FilteringBoundLogger
+    listener: socket.socket,
+    handle: Handle,
+    after: Callable[[], None],
+    log: structlog.typing.FilteringBoundLogger,
+    accepting: trio.CancelScope,
 ) -> None:
-    """Answer requests until cancelled. ``after`` is called when an answer has been sent."""
+    """Answer requests until cancelled. ``after`` is called when an answer has been sent.
+
+    When ``accepting`` is cancelled, what has come is answered, and who comes then waits for the next process that has this listener.
+    """
     server = trio.SocketListener(trio.socket.from_stdlib_socket(listener))
     room = trio.Semaphore(_CONNECTIONS_MAX)
     async with trio.open_nursery() as nursery:
-        while True:
-            await room.acquire()
-            stream = await server.accept()
-            nursery.start_soon(_serve_one, stream, handle, after, room, log)
+        with accepting:
+            while True:
+                await room.acquire()
+                stream = await server.accept()
+                nursery.start_soon(_serve_one, stream, handle, after, room, log)
 
 
 async def _serve_one(

@@ -39,7 +39,10 @@ _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Where the figures are. ``link_state`` is ``Link.state``: what the link to the store does now."""
+    """Where the figures are.
+
+    ``link_state`` is ``Link.state``: what the link to the store does now. ``restarts`` counts the workers before this one.
+    """
 
     counters: ReadCounters
     link: LinkCounters
@@ -49,6 +52,7 @@ class Sources:
     forest: Forest
     table: MountTable
     link_state: Callable[[], Mapping[str, object]]
+    restarts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +209,8 @@ METRICS: Final = (
            "that were complete and not what their name says, found when they were sealed or by `imagefs cache verify`",
            _disk(lambda disk: disk.counters.damaged_files)),
     Metric("worker_restarts", "imagefs_worker_restarts_total", COUNTER, "times",
-           "the serving process was replaced under its mounts; 0 in this version, which cannot", lambda _: 0),
+           "the process that serves was replaced under its mounts, because it died or by `imagefs daemon reload`; what else is counted "
+           "begins at 0 then", lambda now: now.sources.restarts),
     Metric("rss_bytes", "imagefs_resident_memory_bytes", GAUGE, "bytes", "of the daemon in memory", lambda _: memory()[0]),
     Metric("index_bytes", "imagefs_index_bytes", GAUGE, "bytes", "of the mounted images' trees and object maps",
            lambda now: sum(slot.image.index_bytes for slot in now.sources.forest.slots.values())),

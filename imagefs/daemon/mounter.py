@@ -1,11 +1,15 @@
 """Mounting as root: one FUSE mount in the instance's directory, and a bind mount of ``trees/<manifest>`` at each mountpoint.
 
 Invariants: a mount that fails at any step leaves nothing mounted and no slot taken; an image is shown as long as it is mounted or one of
-its files is open. Calls that touch a mount of ours run in threads, because this very process answers them.
+its files is open; the table knows of each before the kernel does, as the next worker goes by it. Calls that touch a mount of ours run in
+threads, because this very process answers them.
+
+A worker counts the open files of the images that it shows. Of those that it has from one that died it does not know how many were open:
+such an image is shown on after a lazy unmount until nothing is mounted.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import structlog
@@ -30,39 +34,72 @@ class BindMounter:
     """See the module. Belongs to the trio thread."""
 
     def __init__(
-        self, session: FuseSession, forest: Forest, table: MountTable, fuse: Path, log: structlog.typing.FilteringBoundLogger
+        self,
+        session: FuseSession,
+        forest: Forest,
+        table: MountTable,
+        fuse: Path,
+        *,
+        number: int,
+        log: structlog.typing.FilteringBoundLogger,
     ) -> None:
-        """``fuse`` is where ``session`` is mounted."""
+        """``fuse`` is where ``session`` is mounted; ``number`` says how many workers were before this one."""
         self._session = session
         self._forest = forest
         self._table = table
         self._fuse = fuse
+        self._number = number
         self._log = log
         self._lock = trio.Lock()
+        self._unsure: set[int] = set()  # slots of which it is not known how many files are open
 
     @property
     def idle(self) -> bool:
         """Nothing is mounted or open."""
         return not len(self._table) and not any(slot.opens > 0 for slot in self._forest.slots.values())
 
+    def resume(self, images: Mapping[int, Image]) -> None:
+        """Show what the worker before this one has shown. Before the session starts."""
+        opens = self._table.handed_on(self._number - 1)
+        for number, image in images.items():
+            slot = self._session.show(number, image)
+            if number in opens:
+                slot.opens = opens[number]
+            else:
+                self._unsure.add(number)
+
+    def missing(self) -> dict[int, str]:
+        """Return the images that are to be shown and are not, by slot."""
+        return {number: manifest for number, manifest in self._table.images().items() if number not in self._forest.slots}
+
+    def show_late(self, number: int, image: Image) -> None:
+        """Show one that was missing."""
+        self._session.show(number, image)
+        self._unsure.add(number)
+
+    def hand_on(self) -> None:
+        """Leave everything to the next worker, after the session was left."""
+        slots = self._forest.slots
+        try:
+            self._table.hand_on({number: slot.opens for number, slot in slots.items() if number not in self._unsure}, self._number)
+        except ImageFSError as error:
+            self._log.warning("table_not_saved", error=error.message)
+
     async def mount(self, image: Image, request: Mount, mountpoint: str) -> MountRecord:
         """Bind the image's tree to ``mountpoint``."""
         async with self._lock:
-            slot = self._forest.by_name.get(image.name.encode())
-            if slot is None:
-                slot = self._session.show(self._table.slot_for(image.name), image)
             path = Path(mountpoint)
+            await self._call(path, check_mountpoint, path)
+            slot = self._forest.by_name.get(image.name.encode())
+            number = self._table.slot_for(image.name) if slot is None else slot.number
+            record = MountRecord(mountpoint, image.name, request.ref or image.name, number, "fuse", time.time())
+            self._table.add(record)
             try:
-                await self._call(path, check_mountpoint, path)
+                if slot is None:
+                    self._session.show(number, image)
                 await self._call(path, bind_readonly, self._fuse / "trees" / image.name, path)
-                record = MountRecord(mountpoint, image.name, request.ref or image.name, slot.number, "fuse", time.time())
-                try:
-                    self._table.add(record)
-                except ImageFSError:
-                    await self._call(path, _unmount_lazily, path)
-                    raise
             except BaseException:
-                self._let_go(slot)
+                self._forget(mountpoint)
                 raise
             return record
 
@@ -86,22 +123,36 @@ class BindMounter:
                     f"{mountpoint} is in use" + (f" by {', '.join(users)}" if users else ""),
                     hint="end them, or use --lazy to let them finish",
                 ) from error
-            self._forget(mountpoint)
+            self._forget(mountpoint, in_use=lazy)
 
-    def _forget(self, mountpoint: str) -> None:
+    def _forget(self, mountpoint: str, *, in_use: bool = False) -> None:
+        """Forget a mount; ``in_use``: files that were opened through it may be open still."""
+        record = self._table.get(mountpoint)
+        if record is None:
+            return
+        slot = self._forest.slots.get(record.slot)
+        lingers = slot is not None and (slot.opens > 0 or (in_use and slot.number in self._unsure))
         try:
-            record = self._table.remove(mountpoint)
+            self._table.remove(mountpoint, lingers=lingers)
         except ImageFSError as error:
             # What is mounted is what counts; the file is put right by the next change.
             self._log.warning("table_not_saved", error=error.message)
-            return
-        if record is not None and (slot := self._forest.slots.get(record.slot)) is not None:
+        if slot is not None:
             self._let_go(slot)
 
     def _let_go(self, slot: Slot) -> None:
-        """Take an image out if nobody uses it any more."""
-        if slot.opens <= 0 and not self._table.of_image(slot.image.name):
-            self._session.hide(slot)
+        """Take an image out if nobody uses it any more, as far as is known."""
+        name = slot.image.name
+        if slot.opens > 0 or self._table.of_image(name):
+            return
+        if slot.number in self._unsure and self._table.lingers(name) and len(self._table):
+            return
+        self._unsure.discard(slot.number)
+        self._session.hide(slot)
+        try:
+            self._table.settle(name)
+        except ImageFSError as error:
+            self._log.warning("table_not_saved", error=error.message)
 
     def _device(self) -> str | None:
         entry = mount_at(self._fuse)
@@ -119,7 +170,7 @@ class BindMounter:
             for record in self._table:
                 if record.mountpoint not in there:
                     self._log.info("unmounted_by_others", mountpoint=record.mountpoint)
-                    self._forget(record.mountpoint)
+                    self._forget(record.mountpoint, in_use=True)
             for slot in list(self._forest.slots.values()):
                 self._let_go(slot)
 
@@ -143,18 +194,3 @@ class BindMounter:
 
 def _unmount_lazily(path: Path) -> None:
     unmount(path, lazy=True)
-
-
-def recover(fuse: Path, table: MountTable) -> list[str]:
-    """Take away what a dead daemon left: its binds and its FUSE mount. Returns the mountpoints. The caller holds the instance's lock."""
-    entries = read_mounts()
-    dead = mount_at(fuse, entries)
-    recorded = {record.mountpoint for record in table}
-    gone = []
-    for entry in reversed(entries):
-        same = dead is not None and entry.device == dead.device and dead.fstype == FUSE_TYPE
-        if entry.fstype == FUSE_TYPE and (same or entry.mountpoint in recorded):
-            unmount(Path(entry.mountpoint), lazy=True)
-            gone.append(entry.mountpoint)
-    table.clear()
-    return gone

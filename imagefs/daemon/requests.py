@@ -8,6 +8,7 @@ from typing import Final
 
 import msgspec
 
+from imagefs.daemon.wire import described
 from imagefs.errors import ImageFSError
 
 LINE_MAX: Final = 64 * 1024
@@ -24,6 +25,10 @@ class Status(msgspec.Struct, tag_field="op", tag="status", forbid_unknown_fields
 
 class Stats(msgspec.Struct, tag_field="op", tag="stats", forbid_unknown_fields=True):
     """Ask for all figures."""
+
+
+class Reload(msgspec.Struct, tag_field="op", tag="reload", forbid_unknown_fields=True):
+    """Replace the process that serves by a new one, with the code that is on disk now."""
 
 
 class Stop(msgspec.Struct, tag_field="op", tag="stop", forbid_unknown_fields=True):
@@ -66,7 +71,7 @@ class Cache(msgspec.Struct, tag_field="op", tag="cache", forbid_unknown_fields=T
     pinned: bool = False
 
 
-Request = Ping | Status | Stats | Stop | Mount | Umount | Cache
+Request = Ping | Status | Stats | Reload | Stop | Mount | Umount | Cache
 
 decoder: Final = msgspec.json.Decoder(Request)
 
@@ -78,5 +83,4 @@ def success(result: dict[str, object]) -> bytes:
 
 def failure(error: ImageFSError) -> bytes:
     """Encode an error so that the client can raise it again."""
-    described = {"type": type(error).__name__, "exit_code": error.exit_code, "message": error.message, "hint": error.hint}
-    return msgspec.json.encode({"ok": False, "error": described}) + b"\n"
+    return msgspec.json.encode({"ok": False, "error": described(error)}) + b"\n"

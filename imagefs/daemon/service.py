@@ -5,10 +5,10 @@ Mounting itself differs, and is a :class:`Mounter`'s. All of it belongs to the t
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import structlog
 import trio
@@ -56,14 +56,32 @@ class Mounter(Protocol):
     async def shutdown(self) -> None:
         """Unmount everything."""
 
+    def hand_on(self) -> None:
+        """Leave everything as it is to the next worker; the FUSE session has been left."""
+
     @property
     def idle(self) -> bool:
         """Nothing is mounted or open."""
 
 
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What a worker is told of the daemon that it belongs to.
+
+    ``pid`` is the supervisor's; ``restarts`` counts the workers before this one; ``crash`` is what the first of late died of.
+    """
+
+    pid: int
+    restarts: int
+    crash: dict[str, Any] | None
+
+
 @dataclass(slots=True)
 class Service:
-    """Handles requests. ``stop`` ends the daemon; with ``auto_stop`` that happens when the last mount goes."""
+    """Handles requests. ``stop`` ends the daemon; with ``auto_stop`` that happens when the last mount goes.
+
+    ``reload`` returns when another worker is ready to take over.
+    """
 
     config: Config
     store: ObjectStore
@@ -71,6 +89,8 @@ class Service:
     mounter: Mounter
     log: structlog.typing.FilteringBoundLogger
     stop: Callable[[], None]
+    reload: Callable[[], Awaitable[None]]
+    past: Past
     auto_stop: bool
     started_at: float
     names: ResolvedNames | None = None
@@ -83,15 +103,18 @@ class Service:
         """Do what is asked; raise an ``ImageFSError`` if it cannot be done."""
         match request:
             case requests.Ping():
-                return {"pid": os.getpid(), "version": __version__}
+                return {"pid": self.past.pid, "version": __version__}
             case requests.Status():
                 await self.mounter.reconcile()
                 return self._status()
             case requests.Stats():
                 return metrics.stats(self.sources)
+            case requests.Reload():
+                await self.reload()
+                return {"pid": self.past.pid, "worker_pid": os.getpid()}
             case requests.Stop():
                 self.stopping = True
-                return {"pid": os.getpid(), "mounts": len(self.sources.table)}
+                return {"pid": self.past.pid, "mounts": len(self.sources.table)}
             case requests.Mount():
                 self.pending += 1
                 try:
@@ -108,7 +131,10 @@ class Service:
 
     def _status(self) -> dict[str, object]:
         return {
-            "pid": os.getpid(),
+            "pid": self.past.pid,
+            "worker_pid": os.getpid(),
+            "worker_restarts": self.past.restarts,
+            "crash": self.past.crash,
             "version": __version__,
             "store": self.config.store,
             "cache": str(self.config.cache),

@@ -1,11 +1,11 @@
-"""Mounting without root: the FUSE session itself is mounted at the mountpoint, by ``fusermount3``, and shows one image.
+"""Mounting without root: the FUSE file system itself is mounted at the mountpoint, by ``fusermount3``, and shows one image.
 
-The daemon ends when that mount goes, whoever took it away.
+The daemon ends when that mount goes, whoever took it away. The table knows of the mount before the kernel does, as the next worker goes by
+it.
 """
 
-import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -19,8 +19,8 @@ from imagefs.errors import DeadlineError, MountError
 from imagefs.fuse.forest import Forest
 from imagefs.fuse.session import FuseSession
 from imagefs.mount.checks import check_mountpoint
+from imagefs.mount.fusemount import is_fuse_mount, release_mount
 from imagefs.mount.holders import holders
-from imagefs.mount.mountinfo import FUSE_TYPE, mount_at
 from imagefs.mount.table import MountRecord, MountTable
 
 _CALL_SECONDS: Final = 20.0
@@ -31,7 +31,6 @@ class SingleMounter:
 
     def __init__(
         self,
-        nursery: trio.Nursery,
         session: FuseSession,
         forest: Forest,
         table: MountTable,
@@ -41,7 +40,6 @@ class SingleMounter:
         log: structlog.typing.FilteringBoundLogger,
     ) -> None:
         """``own`` is the one mountpoint that this daemon is for; ``stop`` ends the daemon."""
-        self._nursery = nursery
         self._session = session
         self._forest = forest
         self._table = table
@@ -68,13 +66,11 @@ class SingleMounter:
                 raise DeadlineError(f"the file system at {path} did not answer within {_CALL_SECONDS:g} s")
             if self._forest.alone is not None:
                 raise MountError("this daemon is ending", hint="try again")
-            slot = self._forest.add_alone(self._table.slot_for(image.name), image)
+            record = MountRecord(mountpoint, image.name, request.ref or image.name, self._table.slot_for(image.name), "fuse", time.time())
+            self._table.add(record)
             try:
-                self._session.mount(path, everybody=False)
-                self._nursery.start_soon(self._run)
-                await self._session.agreed()
-                record = MountRecord(mountpoint, image.name, request.ref or image.name, slot.number, "fuse", time.time())
-                self._table.add(record)
+                self._forest.add_alone(record.slot, image)
+                await self._session.start(self._gone)
             except BaseException:
                 with trio.CancelScope(shield=True):
                     await self.shutdown()
@@ -82,8 +78,16 @@ class SingleMounter:
                 raise
             return record
 
-    async def _run(self) -> None:
-        await self._session.run()
+    async def resume(self, images: Mapping[int, Image]) -> None:
+        """Serve what the worker before this one has served, if there was one."""
+        for number, image in images.items():
+            self._forest.add_alone(number, image)
+            await self._session.start(self._gone)
+
+    def hand_on(self) -> None:
+        """The mount table has it already."""
+
+    def _gone(self) -> None:
         self._table.clear()
         if not self._answering:
             self._stop()
@@ -91,8 +95,7 @@ class SingleMounter:
     async def umount(self, mountpoint: str, *, lazy: bool) -> None:
         """Unmount, as ``fusermount3 -u`` does."""
         async with self._lock:
-            entry = mount_at(self._own)
-            if mountpoint != str(self._own) or entry is None or entry.fstype != FUSE_TYPE:
+            if mountpoint != str(self._own) or not is_fuse_mount(self._own):
                 raise MountError(f"no image is mounted at {mountpoint}")
             # The session ends before the answer is sent: the daemon must outlive that.
             self._answering = True
@@ -111,32 +114,9 @@ class SingleMounter:
 
     async def shutdown(self) -> None:
         """Unmount."""
-        entry = mount_at(self._own)
-        if entry is not None and entry.fstype == FUSE_TYPE and self._forest.alone is not None:
+        if is_fuse_mount(self._own) and self._forest.alone is not None:
             problem = await in_thread(release_mount, self._own, False)
             if problem:
                 self._log.warning("unmounted_in_use", mountpoint=str(self._own), problem=problem)
                 await in_thread(release_mount, self._own, True)
         self._table.clear()
-
-
-def release_mount(path: Path, lazy: bool) -> str:  # called through a thread, by position
-    """Run ``fusermount3 -u``; return what it complains about, or nothing."""
-    command = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", str(path)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_CALL_SECONDS, check=False)  # noqa: S603 # our own arguments
-    except FileNotFoundError:
-        return "fusermount3 is not installed"
-    except subprocess.TimeoutExpired:
-        return "fusermount3 did not end"
-    return "" if done.returncode == 0 else done.stderr.strip() or f"fusermount3 ended with {done.returncode}"
-
-
-def recover_single(path: Path, table: MountTable) -> list[str]:
-    """Take away the mount that a dead daemon left at ``path``. Returns the mountpoints. The caller holds the instance's lock."""
-    entry = mount_at(path)
-    gone = []
-    if entry is not None and entry.fstype == FUSE_TYPE and (not release_mount(path, lazy=True)):
-        gone.append(str(path))
-    table.clear()
-    return gone

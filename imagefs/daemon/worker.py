@@ -1,21 +1,22 @@
-"""The daemon: one process that owns the FUSE session, the tiers and the control socket of one (store, cache).
+"""``python -m imagefs.daemon.worker``: the process that serves one (store, cache), as its supervisor starts it.
 
-Order. Up: the instance's lock, what a dead process left is taken away, the store, the FUSE mount, the control socket, and only then ready.
-Down: mounts, FUSE session, socket; the lock goes with the process. Whoever holds the lock is the only daemon of the instance, so everything
-found there is its own or dead.
+Order. Up: the code is loaded and the supervisor told so; at its word the SSD tier, what a worker before this one had mounted, the FUSE
+connection, the control socket, and only then ready. Down: by being told to stop, which unmounts everything; by draining, which leaves all
+to the next worker; or by dying, which leaves it that too. The supervisor has everything that must survive that: lock, connection, socket.
 """
 
-import contextlib
-import fcntl
+import faulthandler
 import functools
+import json
 import os
 import signal
+import socket
 import sqlite3
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Final
+from typing import Any, Final, Literal
 
 import structlog
 import trio
@@ -24,106 +25,125 @@ from imagefs.cache.counters import ReadCounters
 from imagefs.cache.disk_open import OpenedTier
 from imagefs.cache.disk_place import CachePlace
 from imagefs.cache.fetcher import Fetcher
+from imagefs.cache.image import open_image
 from imagefs.cache.index import bring_index
 from imagefs.cache.link import Link, LinkCounters
 from imagefs.cache.names import ResolvedNames
 from imagefs.cache.pressure import Pressure, follow
 from imagefs.cache.ram import RamCache
-from imagefs.config import Config
 from imagefs.daemon.caching import CacheService
-from imagefs.daemon.control import SOCKET_NAME, bind_socket, serve_control
-from imagefs.daemon.logging_setup import LOG_NAME, make_logger
+from imagefs.daemon.control import serve_control
+from imagefs.daemon.instance import TABLE_NAME, Role
+from imagefs.daemon.lifeline import Lifeline
+from imagefs.daemon.logging_setup import make_logger
 from imagefs.daemon.metrics import Sources
-from imagefs.daemon.mounter import BindMounter, recover
-from imagefs.daemon.service import Mounter, Service
-from imagefs.daemon.single import SingleMounter, recover_single
-from imagefs.errors import AccessError, DaemonError, ImageFSError, StoreError, StoreFullError
+from imagefs.daemon.mounter import BindMounter
+from imagefs.daemon.restoring import bring_missing, restored
+from imagefs.daemon.service import Mounter, Past, Service, in_thread
+from imagefs.daemon.single import SingleMounter
+from imagefs.daemon.wire import described, innermost, known
+from imagefs.errors import DaemonError, ImageFSError, StoreError, StoreFullError
 from imagefs.fuse.forest import Forest
 from imagefs.fuse.guard import Requests
 from imagefs.fuse.reading import Reading
 from imagefs.fuse.session import FuseSession
 from imagefs.memory import settle_daemon
-from imagefs.mount.bind import unmount
 from imagefs.mount.mountinfo import mount_at
 from imagefs.mount.table import MountTable
-from imagefs.store.base import ObjectStore
 from imagefs.store.lazy import LazyStore
+from imagefs.store.patient import PatientReads
+from imagefs.syscalls import end_with_parent
 
-_LOCK_SECONDS: Final = 10.0
 _SHUTDOWN_SECONDS: Final = 30.0
+_SETTLE_SECONDS: Final = 5.0
 _PATROL_SECONDS: Final = 2.0
 _PATIENCE_SECONDS: Final = 5.0
 
-
-@dataclass(frozen=True, slots=True)
-class Role:
-    """What a daemon process is for.
-
-    ``mountpoint``: without root, the one that it serves, and ends with. ``auto_stop``: end when the last mount goes.
-    ``log_to_file``: else to standard error.
-    """
-
-    config: Config
-    mountpoint: Path | None = None
-    auto_stop: bool = False
-    log_to_file: bool = True
-
-    @property
-    def directory(self) -> Path:
-        """The instance's directory."""
-        return self.config.instance_dir(self.mountpoint)
+Reason = Literal["stop", "drain"]
 
 
-def run_daemon(role: Role, ready: Callable[[], None]) -> None:
-    """Run a daemon until it is told to stop (control socket, SIGTERM, SIGINT). ``ready`` is called when requests are served.
+@dataclass(slots=True)
+class _Told:
+    """What the supervisor gives to a worker when it starts it: the role, and descriptors."""
 
-    Raises an ``ImageFSError`` if it cannot start; nothing stays mounted then.
-    """
-    settle_daemon()
-    directory = role.directory
-    make_instance_dir(directory)
-    lock = _lock(directory)
+    role: Role
+    lifeline: Lifeline
+    listener: socket.socket
+    supervisor: int
+
+
+def main() -> None:
+    """Run a worker that the one argument describes."""
+    # A terminal sends these to all; what follows from them is the supervisor's to say.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    faulthandler.enable()
+    told = _told(json.loads(sys.argv[1]))
+    told.lifeline.say("loaded")
+    past = told.lifeline.told_to_go()
+    status = 0
     try:
-        log = make_logger(directory / LOG_NAME if role.log_to_file else None, role.config.log_level)
-        table = MountTable(directory / "mounts.json")
-        gone = recover(directory / "fuse", table) if role.mountpoint is None else recover_single(role.mountpoint, table)
-        if gone:
-            log.warning("recovered", mountpoints=gone)
-        store = LazyStore(role.config.store)
-        forest = Forest()
-        clean = False
-        disk = _open_disk(role, forest, log)
-        try:
-            trio.run(_Worker(role, store, table, forest, disk=disk, log=log, ready=ready).main)
-            clean = True
-        except Exception as error:
-            # Nurseries wrap what ends them in groups.
-            found = describe_failure(error)
-            if type(found) is DaemonError:
-                log.exception("daemon_bug")
-            raise found from error
-        finally:
-            if disk is not None:
-                disk.close(clean=clean)
-            store.close()
+        _run(told, Past(told.supervisor, past["restarts"], past["crash"]))
+    except Exception as error:  # noqa: BLE001 # whatever it is, the supervisor is told, and it is in the log
+        told.lifeline.say("failed", error=described(error))
+        status = known(error).exit_code
+    # Without looking back: the next worker waits for it, and a thread that hangs in a GET would be waited for.
+    os._exit(status)
+
+
+def _told(told: dict[str, Any]) -> _Told:
+    end_with_parent(signal.SIGKILL)
+    if os.getppid() != told["pid"]:
+        sys.exit("the supervisor has ended")
+    # What this process starts has no business with them. The lock only has to be held.
+    for name in ("life", "listener", "lock"):
+        os.set_inheritable(told[name], False)
+    lifeline = Lifeline(socket.socket(fileno=told["life"]))
+    return _Told(Role.of(told), lifeline, socket.socket(fileno=told["listener"]), told["pid"])
+
+
+def _run(told: _Told, past: Past) -> None:
+    """Serve until told to stop or to drain. Raises what ends it otherwise, as an ``ImageFSError``."""
+    settle_daemon()
+    role = told.role
+    log = make_logger(role.log, role.config.log_level)
+    store = LazyStore(role.config.store)
+    forest = Forest()
+    clean = False
+    disk = None
+    try:
+        disk = _open_disk(role, forest, log, needed=not past.restarts)
+        trio.run(_Worker(told, past, store, forest, disk=disk, log=log).main)
+        clean = True
+    except Exception as error:
+        found = known(error)
+        if found is not innermost(error):
+            log.exception("daemon_bug")
+        raise found from error
     finally:
-        os.close(lock)
+        if disk is not None:
+            disk.close(clean=clean)
+        store.close()
 
 
-def _open_disk(role: Role, forest: Forest, log: structlog.typing.FilteringBoundLogger) -> OpenedTier | None:
-    """Open the SSD tier; None where there can be none. A directory that must not be used as a cache is an error."""
+def _open_disk(role: Role, forest: Forest, log: structlog.typing.FilteringBoundLogger, *, needed: bool) -> OpenedTier | None:
+    """Open the SSD tier; None where there can be none.
+
+    A directory that must not be used as a cache is an error, if ``needed``: a worker that comes after another has mounts to serve, and
+    serves them without rather than not at all.
+    """
     config = role.config
     try:
         place = CachePlace(config.cache)
-    except DaemonError as error:
-        if role.mountpoint is None:
-            raise
-        # Without root each mount has a daemon: the first of them has the disk, the others have memory and the store.
-        log.warning("cache_in_use", error=error.message)
-        return None
-    except StoreFullError as error:
-        log.warning("cache_unusable", error=error.message)
-        return None
+    except ImageFSError as error:
+        if isinstance(error, StoreFullError) or not needed:
+            log.warning("cache_unusable", error=error.message)
+            return None
+        if isinstance(error, DaemonError) and role.mountpoint is not None:
+            # Without root each mount has a daemon: the first of them has the disk, the others have memory and the store.
+            log.warning("cache_in_use", error=error.message)
+            return None
+        raise
     try:
         return OpenedTier(
             place,
@@ -138,69 +158,51 @@ def _open_disk(role: Role, forest: Forest, log: structlog.typing.FilteringBoundL
         return None
 
 
-def make_instance_dir(directory: Path) -> None:
-    """Make the instance's directory, for this user alone. ``AccessError`` if that cannot be, or it is another's."""
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        directory.mkdir(mode=0o700, exist_ok=True)
-        status = directory.stat(follow_symlinks=False)
-    except OSError as error:
-        raise AccessError(
-            f"cannot use the runtime directory {directory}: {error.strerror}", hint="check --runtime and IMAGEFS_RUNTIME"
-        ) from error
-    if status.st_uid != os.geteuid() or status.st_mode & 0o077:
-        raise AccessError(
-            f"the runtime directory {directory} is not this user's alone", hint=f"chmod 700 {directory}, or use another --runtime"
-        )
-
-
-def _lock(directory: Path) -> int:
-    """Become the instance's one daemon; one that is just ending is waited for."""
-    descriptor = os.open(directory / "daemon.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    deadline = time.monotonic() + _LOCK_SECONDS
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                os.close(descriptor)
-                raise DaemonError("a daemon for this store and cache is already running", hint="`imagefs daemon status`") from None
-            time.sleep(0.02)
-        else:
-            return descriptor
-
-
 class _Worker:
     """Puts the parts together and runs them."""
 
     def __init__(
         self,
-        role: Role,
-        store: ObjectStore,
-        table: MountTable,
+        told: _Told,
+        past: Past,
+        store: LazyStore,
         forest: Forest,
         *,
         disk: OpenedTier | None,
         log: structlog.typing.FilteringBoundLogger,
-        ready: Callable[[], None],
     ) -> None:
-        self._role = role
+        self._role = told.role
+        self._lifeline = told.lifeline
+        self._listener = told.listener
+        self._past = past
         self._store = store
-        self._table = table
+        self._table = MountTable(told.role.directory / TABLE_NAME)
         self._forest = forest
         self._disk = disk
         self._log = log
-        self._ready = ready
         self._counters = ReadCounters()
         self._requests = Requests(log)
-        self._ram = RamCache(role.config.ram_bytes)
+        self._ram = RamCache(told.role.config.ram_bytes)
         self._link_counters = LinkCounters()
-        self._link = Link(store, self._link_counters, log, deadline=role.config.store_deadline)
+        self._link = Link(store, self._link_counters, log, deadline=told.role.config.store_deadline)
+        self._reason: Reason | None = None
+        self._leaving = trio.Event()
+        self._accepting = trio.CancelScope()
+
+    def _leave(self, reason: Reason) -> None:
+        if self._reason is None:
+            self._reason = reason
+            self._leaving.set()
+
+    def _stop(self) -> None:
+        self._leave("stop")
 
     async def main(self) -> None:
-        """Start, serve, stop."""
-        stopped = trio.Event()
+        """Start, serve, leave."""
+        begun = time.monotonic()
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._lifeline.beat)
+            nursery.start_soon(self._lifeline.listen, functools.partial(self._leave, "drain"), self._stop)
             tier = None
             if self._disk is not None:
                 tier = self._disk.tier
@@ -211,32 +213,44 @@ class _Worker:
             deadline = self._role.config.store_deadline
             fetcher = Fetcher(nursery, self._link, self._ram, tier, self._counters, log=self._log, deadline=deadline)
             reading = Reading(fetcher, self._counters)
-            session = FuseSession(nursery, self._forest, reading, self._requests, self._log)
-            listener = None
-            mounter: Mounter | None = None
+            session = FuseSession(nursery, self._forest, reading, self._requests, lender=self._lifeline, log=self._log)
             try:
-                mounter = await self._mounter(nursery, session, stopped.set)
-                listener = bind_socket(self._role.directory)
-                service = self._service(mounter, stopped.set)
-                nursery.start_soon(serve_control, listener, service.handle, service.after_answer, self._log)
+                mounter = await self._mounter(nursery, session)
+                service = self._service(mounter)
+                nursery.start_soon(serve_control, self._listener, service.handle, service.after_answer, self._log, self._accepting)
                 nursery.start_soon(functools.partial(service.patrol, every=_PATROL_SECONDS, patience=_PATIENCE_SECONDS))
-                nursery.start_soon(self._signals, stopped.set)
-                self._log.info("started", pid=os.getpid(), store=self._role.config.store)
-                self._ready()
-                await stopped.wait()
+                nursery.start_soon(self._signals)
+                self._log.info(
+                    "started",
+                    pid=os.getpid(),
+                    store=self._role.config.store,
+                    restarts=self._past.restarts,
+                    seconds=round(time.monotonic() - begun, 3),
+                )
+                self._lifeline.say("ready")
+                await self._leaving.wait()
+                await self._farewell(session, mounter, service)
             finally:
-                with trio.CancelScope(shield=True, deadline=trio.current_time() + _SHUTDOWN_SECONDS):
-                    if mounter is not None:
-                        await mounter.shutdown()
-                session.stop()
+                # What this worker does not answer is the next one's to answer: nobody is told an error because this one ends.
+                with trio.CancelScope(shield=True):
+                    await session.leave(answer=False)
                 nursery.cancel_scope.cancel()
-                if not session.close():
-                    # A thread of it still waits for the kernel: the process takes both along.
-                    unmount(self._role.directory / "fuse", lazy=True)
-                if listener is not None:
-                    with contextlib.suppress(OSError):
-                        (self._role.directory / SOCKET_NAME).unlink()
-                self._log.info("stopped")
+                self._log.info("stopped", reason=self._reason)
+
+    async def _farewell(self, session: FuseSession, mounter: Mounter, service: Service) -> None:
+        if self._reason == "stop":
+            self._lifeline.say("stop")
+            service.stopping = True
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + _SHUTDOWN_SECONDS):
+                await mounter.shutdown()
+            return
+        self._accepting.cancel()
+        if self._disk is not None:
+            # What is not on the disk by then has to be fetched again. Readers are served meanwhile.
+            with trio.move_on_after(_SETTLE_SECONDS):
+                await self._disk.tier.settled()
+        await session.leave(answer=True)
+        mounter.hand_on()
 
     async def _follow(self, pressure: Pressure, set_limit: Callable[[int], None]) -> None:
         try:
@@ -244,36 +258,42 @@ class _Worker:
         except Exception:  # noqa: BLE001 # the bound stays as it is; mounts go on
             self._log.exception("pressure_bug")
 
-    async def _mounter(self, nursery: trio.Nursery, session: FuseSession, stop: Callable[[], None]) -> Mounter:
-        role = self._role
+    async def _mounter(self, nursery: trio.Nursery, session: FuseSession) -> Mounter:
+        """Serve what a worker before this one had mounted, if there was one."""
+        role, table, cache = self._role, self._table, self._role.config.cache
+        images = await restored(cache, table, self._log)
+        patient = PatientReads(self._store, role.config.store_deadline)
         if role.mountpoint is not None:
-            return SingleMounter(nursery, session, self._forest, self._table, role.mountpoint, stop=stop, log=self._log)
-        fuse = role.directory / "fuse"
-        fuse.mkdir(mode=0o700, exist_ok=True)
-        session.mount(fuse, everybody=True)
-        nursery.start_soon(self._run_session, session, stop)
-        await session.agreed()
+            single = SingleMounter(session, self._forest, table, role.mountpoint, stop=self._stop, log=self._log)
+            for slot in table.images().keys() - images.keys():
+                # Without it there is nothing to serve.
+                images[slot] = await in_thread(open_image, patient, cache, table.images()[slot])
+            await single.resume(images)
+            return single
+        fuse = role.fuse
+        mounter = BindMounter(session, self._forest, table, fuse, number=self._past.restarts, log=self._log)
+        mounter.resume(images)
+        await session.start(self._stop)
+        if mounter.missing():
+            nursery.start_soon(bring_missing, mounter.missing, mounter.show_late, self._store, cache, self._log)
         entry = mount_at(fuse)
         if entry is not None:
             await session.tune(entry.device)
-        return BindMounter(session, self._forest, self._table, fuse, self._log)
+        return mounter
 
-    async def _run_session(self, session: FuseSession, stop: Callable[[], None]) -> None:
-        await session.run()
-        # Somebody has unmounted it: without it there is nothing to serve.
-        stop()
-
-    def _service(self, mounter: Mounter, stop: Callable[[], None]) -> Service:
+    def _service(self, mounter: Mounter) -> Service:
         tier = self._disk.tier if self._disk is not None else None
         link, state = self._link_counters, self._link.state
-        sources = Sources(self._counters, link, self._ram, tier, self._requests, self._forest, self._table, state)
+        sources = Sources(self._counters, link, self._ram, tier, self._requests, self._forest, self._table, state, self._past.restarts)
         service = Service(
             self._role.config,
             self._store,
             sources,
             mounter,
             self._log,
-            stop,
+            self._stop,
+            self._lifeline.reload,
+            self._past,
             auto_stop=self._role.auto_stop or self._role.mountpoint is not None,
             started_at=time.time(),
             last_mount=trio.current_time(),
@@ -294,15 +314,12 @@ class _Worker:
         """Bring an image's index to this host. Blocks."""
         bring_index(self._store, self._role.config.cache, manifest)
 
-    async def _signals(self, stop: Callable[[], None]) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    async def _signals(self) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM) as signals:
             async for number in signals:
                 self._log.info("signal", number=number)
-                stop()
+                self._stop()
 
 
-def describe_failure(error: BaseException) -> ImageFSError:
-    """Return the error that a start met, also out of the groups that nurseries make."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error if isinstance(error, ImageFSError) else DaemonError(f"the daemon met a bug: {type(error).__name__}: {error}")
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,6 @@
-"""One FUSE session: mounting it, running it, ending it. pyfuse3 allows one a process.
+"""One FUSE session: taking its connection over, serving it, leaving it to another process. pyfuse3 allows one a process.
+
+The connection is mounted by another process, which keeps it (``handover``); it ends when it is unmounted, or when both are gone.
 
 The kernel's settings for it are raised once the protocol is agreed on (before that the kernel would put them back), by a thread with a
 deadline, since both files can block. Device numbers come from ``/proc/self/mountinfo``: asking the mountpoint itself would ask this
@@ -7,8 +9,8 @@ process.
 
 import contextlib
 import os
-from pathlib import Path
-from typing import Final
+from collections.abc import Callable
+from typing import Final, Protocol
 
 import pyfuse3
 import trio
@@ -18,6 +20,7 @@ from imagefs.errors import DeadlineError, MountError
 from imagefs.fuse.forest import TREES, Forest, Slot
 from imagefs.fuse.fusectl import connections
 from imagefs.fuse.guard import RequestLog, Requests
+from imagefs.fuse.handover import Takeover
 from imagefs.fuse.operations import ImageOperations
 from imagefs.fuse.reading import Reading
 
@@ -29,67 +32,96 @@ MAX_TASKS: Final = 2048
 """Requests in the handlers at once, likewise."""
 
 _START_SECONDS: Final = 10.0
+_LAST_SECONDS: Final = 0.5
+_LAST_SECONDS_OF_ALL: Final = 10.0
+_ROUND_SECONDS: Final = 0.001
 _NOTIFY_SECONDS: Final = 5.0
 
 
-class FuseSession:
-    """The session of this process. ``mount`` and ``run`` once each, in this order."""
+class Lender(Protocol):
+    """Who has the connection."""
 
-    def __init__(self, nursery: trio.Nursery, forest: Forest, reading: Reading, requests: Requests, log: RequestLog) -> None:
+    async def connection(self) -> Takeover:
+        """Return it, mounted if it was not. Raises an ``ImageFSError`` if there is none."""
+
+    def answered(self) -> None:
+        """Take note that the kernel has its answer."""
+
+
+class FuseSession:
+    """The session of this process: it can be started once."""
+
+    def __init__(
+        self, nursery: trio.Nursery, forest: Forest, reading: Reading, requests: Requests, *, lender: Lender, log: RequestLog
+    ) -> None:
         """``requests`` counts what the kernel asks."""
+        self._nursery = nursery
         self._forest = forest
         self._reading = reading
         self._requests = requests
+        self._lender = lender
         self._log = log
+        self._takeover: Takeover | None = None
         self._agreed = trio.Event()
-        self._mounted = False
-        self._nursery = nursery
-        self._notifying = 0
+        self._ended = trio.Event()
+        self._leaving = False
 
-    def mount(self, mountpoint: Path, *, everybody: bool) -> None:
-        """Mount at ``mountpoint``; ``everybody`` lets users other than this one in (root only). ``MountError`` if the kernel refuses."""
-        operations = ImageOperations(self._forest, self._reading, self._requests, self._agreed.set)
-        options = {"ro", "default_permissions", "fsname=imagefs", "subtype=imagefs"}
-        if everybody:
-            options.add("allow_other")
+    async def start(self, ended: Callable[[], None]) -> None:
+        """Serve from now on what the forest shows; ``ended`` is called when there is nothing to serve any more, as it was unmounted.
+
+        Returns when kernel and libfuse have agreed. ``MountError`` if the kernel refuses, ``DeadlineError`` if it says nothing.
+        """
+        self._takeover = await self._lender.connection()
+        operations = ImageOperations(self._forest, self._reading, self._requests, self._switch)
         try:
-            pyfuse3.init(operations, str(mountpoint), options)
+            # The options of the mount are those that it has.
+            pyfuse3.init(operations, self._takeover.path, set())
         except RuntimeError as error:
-            raise MountError(
-                f"cannot mount a FUSE file system at {mountpoint}: {error}",
-                hint="`imagefs doctor` says what is missing: /dev/fuse, or fusermount3 without root",
-            ) from error
-        self._mounted = True
-
-    async def run(self) -> None:
-        """Serve requests until the file system is unmounted or :meth:`stop` is called."""
-        await pyfuse3.main(max_tasks=MAX_TASKS)
-
-    async def agreed(self) -> None:
-        """Wait until the kernel talks to us. ``DeadlineError`` if it does not."""
+            raise MountError(f"libfuse does not take the FUSE connection: {error}") from error
+        self._nursery.start_soon(self._run, ended)
         with trio.move_on_after(_START_SECONDS) as scope:
             await self._agreed.wait()
         if scope.cancelled_caught:
-            raise DeadlineError("the kernel did not start the FUSE session")
+            raise DeadlineError("the FUSE session did not start")
+        self._lender.answered()
+
+    def _switch(self) -> None:
+        assert self._takeover is not None
+        problem = self._takeover.switch()
+        if problem:
+            self._log.error("requests_not_sent_again", error=problem)
+        self._agreed.set()
+
+    async def _run(self, ended: Callable[[], None]) -> None:
+        await pyfuse3.main(max_tasks=MAX_TASKS)
+        self._ended.set()
+        if not self._leaving:
+            ended()
 
     async def tune(self, device: str) -> None:
         """Raise read-ahead and background requests of the mount with this ``major:minor``, where this user may."""
         with trio.move_on_after(_NOTIFY_SECONDS):
             await trio.to_thread.run_sync(_tune, device, abandon_on_cancel=True)
 
-    def stop(self) -> None:
-        """Let :meth:`run` return. Only from the trio thread."""
-        if self._mounted:
-            pyfuse3.terminate()
+    async def leave(self, *, answer: bool) -> None:
+        """Ask the kernel for nothing more, and say nothing from then on; with ``answer``, after answering what it has asked, for a while.
 
-    def close(self) -> bool:
-        """Unmount and release the session, after ``run`` has returned; False if a thread still uses it: then it is left as it is."""
-        if self._notifying:
-            return False
-        if self._mounted:
-            self._mounted = False
-            pyfuse3.close(unmount=True)
-        return True
+        That is short where the next process is asked again what this one has left, and long where it is not.
+        """
+        if self._takeover is None or self._leaving:
+            return
+        self._leaving = True
+        if self._agreed.is_set():
+            if answer:
+                with trio.move_on_after(_LAST_SECONDS if self._takeover.is_asked_again else _LAST_SECONDS_OF_ALL):
+                    while not self._ended.is_set():
+                        # Whoever waits for a request stops waiting; who has one by now answers it, and comes to wait perhaps. terminate()
+                        # would make libfuse throw away what is read in this moment.
+                        trio.lowlevel.notify_closing(self._takeover.place)
+                        await trio.sleep(_ROUND_SECONDS)
+            if not self._ended.is_set():
+                pyfuse3.terminate()
+        self._takeover.mute()
 
     def show(self, number: int, image: Image) -> Slot:
         """Show an image as ``trees/<manifest>``."""
@@ -102,11 +134,8 @@ class FuseSession:
         self._nursery.start_soon(self._drop_cached, slot.name)
 
     async def _drop_cached(self, name: bytes) -> None:
-        self._notifying += 1
         # A handler must not do this, nor the thread that runs them: the kernel may ask something before it answers.
         await trio.to_thread.run_sync(_invalidate, name, abandon_on_cancel=True)
-        # Not in a finally: a thread that was abandoned still uses the session.
-        self._notifying -= 1
 
 
 def _invalidate(name: bytes) -> None:

@@ -9,7 +9,7 @@ import stat
 import pytest
 
 from imagefs.daemon import client
-from imagefs.daemon.client import _connect
+from imagefs.daemon.asking import connect
 from imagefs.daemon.requests import LINE_MAX
 from tests.daemon.place import Place
 
@@ -22,7 +22,7 @@ def running(place: Place) -> Place:
 
 
 def _ask(place: Place, data: bytes) -> dict[str, object]:
-    with _connect(place.config.instance_dir()) as connection:
+    with connect(place.config.instance_dir()) as connection:
         connection.sendall(data)
         answer = b""
         while chunk := connection.recv(65536):
@@ -69,7 +69,7 @@ def test_a_request_without_end_is_cut_off(running: Place) -> None:
 def test_clients_that_leave_do_no_harm(running: Place) -> None:
     for data in (b"", b'{"op": "st', b'{"op": "stats"}\n'):
         for _ in range(20):
-            connection = _connect(running.config.instance_dir())
+            connection = connect(running.config.instance_dir())
             connection.sendall(data)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
             connection.close()

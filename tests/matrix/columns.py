@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from tests.faults import Fault
 from tests.matrix import content
@@ -111,29 +111,64 @@ def _read_only(stage: Stage) -> Iterator[None]:
 # -- the process ----------------------------------------------------------------------------------------------------------------------
 
 
-def _kill(stage: Stage) -> None:
-    """Kill the daemon while readers read, and see that each of them ends."""
-    started = threading.Barrier(9)
-    ended: list[OSError] = []
+class _Readers:
+    """Eight readers, who read until there is an error, or they are told to stop."""
 
-    def load() -> None:
-        started.wait(30)
+    def __init__(self, stage: Stage, *names: str) -> None:
+        self._stage = stage
+        self._names = names
+        self._started = threading.Barrier(9)
+        self._stopped = threading.Event()
+        self.errors: list[OSError] = []
+        self._threads = [threading.Thread(target=self._read, daemon=True) for _ in range(8)]
+        for thread in self._threads:
+            thread.start()
+        self._started.wait(30)
+        wait_until(lambda: stage.tier(content.RANDOM) == "ram", "the load to have read something")
+
+    def _read(self) -> None:
+        self._started.wait(30)
         try:
-            while True:
-                stage.read(content.SSD)
-                stage.read(content.RANDOM)
+            while not self._stopped.is_set():
+                for name in self._names:
+                    self._stage.read(name)
         except OSError as error:
-            ended.append(error)
+            self.errors.append(error)
 
-    threads = [threading.Thread(target=load, daemon=True) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    started.wait(30)
-    wait_until(lambda: stage.tier(content.RANDOM) == "ram", "the load to have read something")
+    def stop(self) -> None:
+        self._stopped.set()
+        self.join()
+
+    def join(self) -> None:
+        for thread in self._threads:
+            thread.join(10)
+        assert not any(thread.is_alive() for thread in self._threads), "a reader hangs after a process was killed"
+
+
+def _status(stage: Stage) -> dict[str, Any]:
+    found: dict[str, Any] = stage.world.run("daemon", "status", "--json").json
+    return found
+
+
+def _kill(stage: Stage) -> None:
+    """Kill the supervisor while readers read, and see that each of them ends."""
+    readers = _Readers(stage, content.SSD, content.RANDOM)
+    os.kill(_status(stage)["pid"], signal.SIGKILL)
+    readers.join()
+    assert len(readers.errors) == 8
+
+
+@contextlib.contextmanager
+def _worker_killed(stage: Stage) -> Iterator[None]:
+    # Nothing of which the next worker is asked where it has it.
+    readers = _Readers(stage, content.RANDOM)
     os.kill(stage.pid, signal.SIGKILL)
-    for thread in threads:
-        thread.join(10)
-    assert len(ended) == len(threads), "a reader hangs after the daemon was killed"
+    wait_until(lambda: _status(stage)["worker_pid"] not in {stage.pid, None}, "the next worker")
+    stage.pid = _status(stage)["worker_pid"]
+    stage.is_restarted = True
+    readers.stop()
+    assert readers.errors == []
+    yield
 
 
 @contextlib.contextmanager
@@ -150,7 +185,7 @@ def _mounted_again(stage: Stage) -> Iterator[None]:
     stage.is_restarted = True
     stage.point = stage.mount(IMAGE, "again")
     stage.spare = stage.mount(IMAGE, "again-spare")
-    stage.pid = int(stage.world.run("daemon", "status", "--json").json["worker_pid"])
+    stage.pid = _status(stage)["worker_pid"]
     yield
 
 
@@ -182,6 +217,7 @@ BRINGING: Final[Mapping[str, Bringing]] = {
     "zeroed": _damaged(_zero),
     "truncated": _damaged(_truncate),
     "read-only": _read_only,
+    "worker-killed": _worker_killed,
     "killed": _killed,
     "killed-and-mounted-again": _mounted_again,
 }

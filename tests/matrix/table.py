@@ -289,12 +289,23 @@ DISK: Final = (
     ),
 )
 
+_RAM_IS_GONE: Final = Outcome("right", within=PATIENT, note="RAM went with the process")
+
 PROCESS: Final = (
+    Column(
+        "worker-killed",
+        "process",
+        "the serving process is killed (kill -9) under load",
+        "The process that `imagefs daemon status` calls the serving one dies while 8 readers read, and the operations come right after.",
+        "The daemon starts another, which takes over what is mounted. No reader gets an error; each waits until that one serves, less than "
+        "a second. Before Linux 6.9 what was being asked for in that moment fails with `ECONNABORTED`.",
+        _cells(RIGHT, ram=_RAM_IS_GONE),
+    ),
     Column(
         "killed",
         "process",
-        "the daemon is killed (kill -9) under load",
-        "The daemon dies while 8 readers read.",
+        "the whole daemon is killed (kill -9) under load",
+        "The daemon's first process, which keeps the mounts, dies while 8 readers read, and with it the one that serves.",
         "Readers get an error at once, and none hangs. The next `imagefs mount` takes away what the dead daemon left and starts another.",
         _cells(
             GONE,
@@ -309,10 +320,10 @@ PROCESS: Final = (
     Column(
         "killed-and-mounted-again",
         "process",
-        "the daemon was killed under load, and the image is mounted again",
+        "the whole daemon was killed under load, and the image is mounted again",
         "The same, and the operations come after a mount by another daemon with the same cache.",
         "What the SSD had is still there and is verified as it is read; what was read in the last moments is fetched again.",
-        _cells(RIGHT, ram=Outcome("right", within=PATIENT, note="RAM went with the process")),
+        _cells(RIGHT, ram=_RAM_IS_GONE),
     ),
 )
 

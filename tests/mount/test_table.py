@@ -50,3 +50,47 @@ def test_a_mount_that_cannot_be_kept_is_not_kept(tmp_path: Path) -> None:
     with pytest.raises(StoreFullError):
         table.add(_record("/mnt", "a", 1))
     assert len(table) == 0
+
+
+def test_an_image_lingers_until_it_is_settled_also_for_the_next_process(tmp_path: Path) -> None:
+    path = tmp_path / "mounts.json"
+    table = MountTable(path)
+    slot = table.slot_for("a")
+    table.add(_record("/mnt", "a", slot))
+    table.remove("/mnt", lingers=True)
+    assert list(table) == []
+    again = MountTable(path)
+    assert again.images() == {slot: "a"}
+    assert again.lingers("a")
+    assert again.slot_for("a") == slot
+    assert again.slot_for("b") != slot
+    again.settle("a")
+    assert MountTable(path).images() == {}
+    assert MountTable(path).slot_for("a") != slot
+
+
+def test_a_slot_of_an_image_that_lingers_is_not_given_to_another(tmp_path: Path) -> None:
+    path = tmp_path / "mounts.json"
+    table = MountTable(path)
+    table.add(_record("/mnt", "a", 1))
+    table.remove("/mnt", lingers=True)
+    # As after all slots were given once.
+    path.write_bytes(path.read_bytes().replace(b'"last_slot":0', b'"last_slot":8388607'))
+    assert MountTable(path).slot_for("b") == 2
+
+
+def test_open_files_are_told_to_the_next_process_and_to_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "mounts.json"
+    table = MountTable(path)
+    assert table.handed_on(-1) == {}
+    table.hand_on({1: 2, 3: 0}, 4)
+    assert MountTable(path).handed_on(4) == {1: 2, 3: 0}
+    assert MountTable(path).handed_on(5) == {}
+    table.clear()
+    assert MountTable(path).handed_on(4) == {}
+
+
+def test_a_table_of_an_older_version_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "mounts.json"
+    path.write_bytes(b'{"format": 1, "last_slot": 7, "mounts": []}')
+    assert MountTable(path).slot_for("a") == 8

@@ -243,9 +243,11 @@ def test_a_foreground_daemon_says_who_has_the_cache(world: World) -> None:
     daemon = world.start("daemon", "run")
     try:
         wait_until(lambda: world.attempt("daemon", "status").status == 0, "the daemon")
+        status = world.run("daemon", "status", "--json").json
+        assert status["pid"] == daemon.pid
         done = world.attempt("daemon", "run", "--store", str(world.root / "x"), seconds=DEADLINE)
         assert done.status == 11
-        assert str(daemon.pid) in done.err
+        assert str(status["worker_pid"]) in done.err
     finally:
         end(daemon, signal.SIGTERM)
     assert json.loads(world.run("cache", "status", "--json").out)["bytes"] == 0

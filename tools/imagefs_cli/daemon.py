@@ -1,6 +1,7 @@
-"""``imagefs daemon``: run, show and stop the daemon."""
+"""``imagefs daemon``: run, show, renew and stop the daemon."""
 
 import os
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 )
 @click.pass_context
 def daemon_command(ctx: click.Context) -> None:
-    """Run, show or stop the daemon; run it, if no command is given.
+    """Run, show, renew or stop the daemon; run it, if no command is given.
 
     `imagefs mount` starts one by itself where none runs; that one ends with its last mount.
     """
@@ -34,9 +35,10 @@ daemon_command.params += GLOBAL_OPTIONS()
 def _run(invocation: Invocation) -> None:
     """Run the daemon of this store and cache in the foreground, until SIGTERM or `imagefs daemon stop`.
 
-    It stays when the last mount goes.
+    It stays when the last mount goes. SIGHUP does what `imagefs daemon reload` does.
     """
-    from imagefs.daemon.worker import Role, run_daemon
+    from imagefs.daemon.instance import Role
+    from imagefs.daemon.supervisor import run_daemon
     from imagefs.errors import AccessError
 
     if os.geteuid() != 0:
@@ -50,8 +52,6 @@ def _status(invocation: Invocation) -> None:
 
     config = invocation.config()
     found = (_own(config) if os.geteuid() != 0 else []) or [client.status(config)]
-    for daemon in found:
-        daemon.setdefault("worker_pid", daemon["pid"])
     if invocation.wants_json:
         output.print_json(found[0] | {"mounts": [mount for daemon in found for mount in daemon["mounts"]]})
         return
@@ -69,6 +69,8 @@ def _own(config: "Config") -> list[dict[str, Any]]:
 def _print(daemon: dict[str, Any]) -> None:
     rows: list[tuple[str, object]] = [
         ("pid", daemon["pid"]),
+        ("serving process", daemon["worker_pid"] or "none, for a moment"),
+        ("replaced", f"{daemon['worker_restarts']} times"),
         ("version", daemon["version"]),
         ("store", daemon["store"]),
         ("cache", daemon["cache"]),
@@ -76,7 +78,35 @@ def _print(daemon: dict[str, Any]) -> None:
         ("ends with its last mount", "yes" if daemon["auto_stop"] else "no"),
     ]
     rows += [("mount", f"{mount['mountpoint']}  {mount['ref'] or mount['manifest']}  {mount['mode']}") for mount in daemon["mounts"]]
+    if crash := daemon["crash"]:
+        at = datetime.fromtimestamp(crash["at"]).astimezone().isoformat(timespec="seconds")
+        rows.append(("last crash", f"{at}  process {crash['worker_pid']}: {crash['how']}{_because(crash)}"))
     output.pairs(rows)
+
+
+def _because(crash: dict[str, Any]) -> str:
+    """Say what is known beyond how it ended; ``--json`` has the end of the log too."""
+    return f": {crash['error']}" if crash["error"] else ""
+
+
+def _reload(invocation: Invocation) -> None:
+    """Have a new process serve the mounts, with the code that is on disk now. Programs that read meanwhile wait a moment.
+
+    If the new one cannot start, the old one goes on, and this fails.
+    """
+    from imagefs.daemon import client
+    from imagefs.errors import DaemonError
+
+    config = invocation.config()
+    if os.geteuid() == 0:
+        result = client.reload(config)
+    else:
+        mounts = [mount["mountpoint"] for daemon in _own(config) for mount in daemon["mounts"]]
+        if not mounts:
+            raise DaemonError("no daemon is running for this store and cache", hint="`imagefs mount` starts one")
+        result = [client.reload(config, at=mountpoint) for mountpoint in mounts][-1]
+    if invocation.wants_json:
+        output.print_json(result)
 
 
 def _stop(invocation: Invocation) -> None:
@@ -96,5 +126,5 @@ def _stop(invocation: Invocation) -> None:
         output.print_json(result)
 
 
-for _name, _function in (("run", _run), ("status", _status), ("stop", _stop)):
+for _name, _function in (("run", _run), ("status", _status), ("reload", _reload), ("stop", _stop)):
     daemon_command.add_command(command(_name)(_function))

@@ -1,0 +1,110 @@
+"""Asking a daemon something over its control socket. Plain blocking functions, each with a deadline.
+
+The process that answers may be replaced at any time: who connects meanwhile waits for the next one, and who waited for an answer gets a
+``BrokenError``. Imports the standard library and ``errors`` alone, as each command comes here.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from imagefs.daemon.wire import rebuilt
+from imagefs.errors import AccessError, DaemonError, DeadlineError
+
+SOCKET_NAME: Final = "control.sock"
+QUICK: Final = 10.0
+PAUSE: Final = 0.05
+_ANSWER_MAX: Final = 64 << 20
+
+
+class BrokenError(DaemonError):
+    """The connection broke before there was an answer: whether what was asked for has happened is not known."""
+
+
+def ask_again(directory: Path, request: dict[str, object], timeout: float) -> dict[str, Any]:
+    """Ask what may be asked twice: again, as long as there is time, where the worker that was asked has gone."""
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            return ask(directory, request, deadline - time.monotonic())
+        except BrokenError as error:
+            if time.monotonic() + PAUSE >= deadline:
+                raise DaemonError(error.message, hint=error.hint) from error
+            time.sleep(PAUSE)
+
+
+def ask(directory: Path, request: dict[str, object], timeout: float) -> dict[str, Any]:
+    """Ask once; return the result, or raise the error that the daemon met.
+
+    ``BrokenError`` if it may have done what was asked for and did not say so; ``DaemonError`` if none answers.
+    """
+    deadline = time.monotonic() + timeout
+    with contextlib.closing(connect(directory)) as connection:
+        try:
+            connection.settimeout(timeout)
+            connection.sendall(json.dumps(request).encode() + b"\n")
+            answer = b""
+            while not answer.endswith(b"\n") and len(answer) < _ANSWER_MAX:
+                connection.settimeout(max(deadline - time.monotonic(), 0.001))
+                chunk = connection.recv(65536)
+                if not chunk:
+                    raise BrokenError("the daemon closed the connection without an answer", hint=f"its log is {directory}/daemon.log")
+                answer += chunk
+        except TimeoutError:
+            raise DeadlineError(f"the daemon did not answer within {timeout:g} s", hint=f"its log is {directory}/daemon.log") from None
+        except OSError as error:
+            raise BrokenError(f"the connection to the daemon broke: {error.strerror}", hint=f"its log is {directory}/daemon.log") from error
+    return result_of(answer)
+
+
+def connect(directory: Path) -> socket.socket:
+    """Connect to the daemon of the instance that has this directory."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        # A socket's path is limited to 107 bytes; through the directory's descriptor it always fits.
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            _connect_patiently(connection, f"/proc/self/fd/{descriptor}/{SOCKET_NAME}")
+        finally:
+            os.close(descriptor)
+    except BaseException as error:
+        connection.close()
+        if isinstance(error, PermissionError):
+            raise AccessError(f"this user may not talk to the daemon at {directory}") from error
+        if isinstance(error, OSError):
+            raise DaemonError("no daemon is running for this store and cache", hint="`imagefs mount` starts one") from error
+        raise
+    return connection
+
+
+def _connect_patiently(connection: socket.socket, path: str) -> None:
+    deadline = time.monotonic() + QUICK
+    connection.settimeout(QUICK)
+    while True:
+        try:
+            connection.connect(path)
+        except BlockingIOError:
+            # With a timeout set, a full queue is an error at once. It means that the daemon is there and busy: starting another would be
+            # wrong.
+            if time.monotonic() > deadline:
+                raise DeadlineError("the daemon does not take connections") from None
+            time.sleep(0.005)
+        else:
+            return
+
+
+def result_of(answer: bytes) -> dict[str, Any]:
+    """Return the result in an answer, or raise the error in it."""
+    try:
+        document = json.loads(answer)
+        if document["ok"]:
+            result: dict[str, Any] = document["result"]
+            return result
+        problem = document["error"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DaemonError("the daemon's answer cannot be read", hint="are client and daemon of one version?") from error
+    raise rebuilt(problem)

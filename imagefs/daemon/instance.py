@@ -1,0 +1,129 @@
+"""An instance: one store served with one cache, and the directory that its processes share.
+
+``daemon.lock`` is held as long as any of its processes lives, by a descriptor that they have in common; ``control.sock`` is where clients
+ask; ``daemon.log`` is written by all of them; ``mounts.json``, ``fuse.init`` and ``crash.json`` are what one process leaves to the next.
+All of it is this user's alone. Nothing heavy is imported: the supervisor stays small.
+"""
+
+import fcntl
+import os
+import socket
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from imagefs.config import Config
+from imagefs.daemon.asking import SOCKET_NAME
+from imagefs.errors import AccessError, DaemonError
+
+LOG_NAME: Final = "daemon.log"
+TABLE_NAME: Final = "mounts.json"
+FUSE_NAME: Final = "fuse"
+INIT_NAME: Final = "fuse.init"
+CRASH_NAME: Final = "crash.json"
+
+_LOCK_NAME: Final = "daemon.lock"
+_LOCK_SECONDS: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """What a daemon is for.
+
+    ``mountpoint``: without root, the one that it serves, and ends with. ``auto_stop``: end when the last mount goes.
+    ``log_to_file``: else to standard error.
+    """
+
+    config: Config
+    mountpoint: Path | None = None
+    auto_stop: bool = False
+    log_to_file: bool = True
+
+    @property
+    def directory(self) -> Path:
+        """The instance's directory."""
+        return self.config.instance_dir(self.mountpoint)
+
+    @property
+    def fuse(self) -> Path:
+        """Where the FUSE file system is mounted."""
+        return self.directory / FUSE_NAME if self.mountpoint is None else self.mountpoint
+
+    @property
+    def log(self) -> Path | None:
+        """The file of the log, if it is one."""
+        return self.directory / LOG_NAME if self.log_to_file else None
+
+    def told(self) -> dict[str, Any]:
+        """Return what another process is told, in JSON, so that it has the same role."""
+        config = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self.config).items()}
+        return {
+            "config": config,
+            "mountpoint": None if self.mountpoint is None else str(self.mountpoint),
+            "auto_stop": self.auto_stop,
+            "log_to_file": self.log_to_file,
+        }
+
+    @classmethod
+    def of(cls, told: dict[str, Any]) -> "Role":
+        """Return the role that a process was told."""
+        config = told["config"]
+        return cls(
+            Config(**{**config, "cache": Path(config["cache"]), "runtime": Path(config["runtime"])}),
+            Path(told["mountpoint"]) if told["mountpoint"] else None,
+            auto_stop=told["auto_stop"],
+            log_to_file=told.get("log_to_file", True),
+        )
+
+
+def make_instance_dir(directory: Path) -> None:
+    """Make the instance's directory, for this user alone. ``AccessError`` if that cannot be, or it is another's."""
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(mode=0o700, exist_ok=True)
+        status = directory.stat(follow_symlinks=False)
+    except OSError as error:
+        raise AccessError(
+            f"cannot use the runtime directory {directory}: {error.strerror}", hint="check --runtime and IMAGEFS_RUNTIME"
+        ) from error
+    if status.st_uid != os.geteuid() or status.st_mode & 0o077:
+        raise AccessError(
+            f"the runtime directory {directory} is not this user's alone", hint=f"chmod 700 {directory}, or use another --runtime"
+        )
+
+
+def lock_instance(directory: Path) -> int:
+    """Become the instance's one daemon; one that is just ending is waited for. Returns the descriptor that holds the lock."""
+    descriptor = os.open(directory / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    deadline = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                os.close(descriptor)
+                raise DaemonError("a daemon for this store and cache is already running", hint="`imagefs daemon status`") from None
+            time.sleep(0.02)
+        else:
+            return descriptor
+
+
+def bind_socket(directory: Path) -> socket.socket:
+    """Make the control socket, mode 0600, replacing one that a dead process left. The caller holds the instance's lock."""
+    (directory / SOCKET_NAME).unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    # A socket's path is limited to 107 bytes; through the directory's descriptor it always fits.
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        listener.bind(f"/proc/self/fd/{descriptor}/{SOCKET_NAME}")
+        os.chmod(SOCKET_NAME, 0o600, dir_fd=descriptor)
+    except BaseException:
+        listener.close()
+        raise
+    finally:
+        os.close(descriptor)
+    listener.listen(128)
+    # For all who have it, as this belongs to the socket and not to a descriptor.
+    listener.setblocking(False)
+    return listener

@@ -1,0 +1,394 @@
+"""``imagefs daemon``: a small process that keeps what must outlive the one that serves, and starts that one again.
+
+It keeps the instance's lock, the FUSE connection, which it mounts, and the control socket; so when the worker dies, or is replaced, nothing
+is unmounted, nobody is told ENOTCONN, and who asks something then is answered a moment later. It never touches what is served: no content,
+no trio, no pyfuse3. One thread, one loop, and no wait in it that has no end.
+
+Invariants:
+
+- one worker at most has been told to go, and another is told only when that one is gone: two would take each other's requests. One that
+  cannot be killed, because it hangs in the kernel, is left behind after :data:`DEATH_SECONDS`: it asks nothing of the connection any more;
+- a connection whose introduction nobody has answered goes with its worker, as the kernel takes no second answer;
+- when this process ends, whatever ended it, its worker does too, and with both the connection: programs get errors, and none hangs.
+
+What follows from what: ``docs/design/handover.md``. What does not live here: a worker as a process (``workers``), what is said (``life``),
+how often it is tried again (``crashes``), who answers meanwhile (``standin``).
+"""
+
+import contextlib
+import os
+import selectors
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from imagefs.daemon import workers
+from imagefs.daemon.asking import SOCKET_NAME
+from imagefs.daemon.crashes import PAUSES, Crashes
+from imagefs.daemon.instance import CRASH_NAME, INIT_NAME, TABLE_NAME, Role, bind_socket, lock_instance, make_instance_dir
+from imagefs.daemon.plain_log import PlainLog
+from imagefs.daemon.signals import Signals
+from imagefs.daemon.standin import answer_one, status
+from imagefs.daemon.wire import described, rebuilt
+from imagefs.daemon.workers import Worker
+from imagefs.errors import DaemonError, ImageFSError
+from imagefs.fuse.handover import Connection
+from imagefs.mount.fusemount import mount_fuse
+from imagefs.mount.recovery import detach_all, detach_single
+from imagefs.mount.table import MountTable
+
+TICK: Final = 1.0
+"""Seconds after which the loop goes round, whether or not anything has happened."""
+
+ABORT_SECONDS: Final = 1.0
+"""For a worker that is silent to write its stacks into the log, before it is killed."""
+
+DEATH_SECONDS: Final = 5.0
+DRAIN_SECONDS: Final = 30.0
+STOP_SECONDS: Final = 60.0
+_START_SECONDS: Final = 60.0
+_LONG: Final = 0.5
+"""A pause in which somebody should answer on the control socket."""
+
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+
+
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """How it is done. What is not the default is for tests, and for who has a connection already.
+
+    ``command`` runs a worker. ``silence``: seconds without a sign of life after which it is ended. ``pauses``: before a worker is started
+    again (``crashes``). ``resend`` False: as on a kernel that sends nothing again. ``adopted``: a connection that is mounted, and that
+    nobody serves.
+    """
+
+    command: tuple[str, ...] = workers.COMMAND
+    silence: float = 10.0
+    pauses: tuple[float, ...] = PAUSES
+    resend: bool | None = None
+    adopted: Connection | None = None
+
+
+def run_daemon(role: Role, ready: Callable[[], None], ways: Ways | None = None) -> None:
+    """Run a daemon until it is told to stop (control socket, SIGTERM, SIGINT). ``ready`` is called when requests are served.
+
+    From the main thread only, whose signals it takes. Raises an ``ImageFSError`` if it cannot start; nothing stays mounted then.
+    """
+    make_instance_dir(role.directory)
+    lock = lock_instance(role.directory)
+    try:
+        _Supervisor(role, lock, ready, ways or Ways()).run()
+    finally:
+        os.close(lock)
+
+
+class _Supervisor:
+    """See the module."""
+
+    def __init__(self, role: Role, lock: int, ready: Callable[[], None], ways: Ways) -> None:
+        self._role = role
+        self._lock = lock
+        self._ways = ways
+        self._log = PlainLog(role.log, role.config.log_level)
+        self._crashes = Crashes(role.directory / CRASH_NAME, role.log, pauses=ways.pauses)
+        self._selector = selectors.DefaultSelector()
+        self._fuse = ways.adopted
+        self._ready: Callable[[], None] | None = ready  # None once it was called: from then on a worker that dies is replaced
+        self._worker: Worker | None = None  # the one that was told to go
+        self._next: Worker | None = None  # one that loads, to take over
+        self._left: list[Worker] = []  # those that hang in the kernel
+        self._restart_at: float | None = None
+        self._restarts = 0 if ways.adopted is None else 1  # who served an adopted connection before is not there any more
+        self._turned_at = time.monotonic()
+        self._started_at = time.time()
+        self._stopping = self._over = False
+        self._error: ImageFSError | None = None
+
+    def run(self) -> None:
+        """Do all of it."""
+        if self._fuse is None and (gone := self._detach()):
+            self._log.warning("recovered", mountpoints=gone)
+        self._listener = bind_socket(self._role.directory)
+        with self._selector, Signals(_SIGNALS, self._signalled) as signals:
+            self._selector.register(signals, selectors.EVENT_READ, signals.come)
+            try:
+                self._start()
+                while not self._over:
+                    self._turn()
+            finally:
+                self._end()
+        if self._error is not None:
+            raise self._error
+
+    def _turn(self) -> None:
+        now = time.monotonic()
+        due = [worker.kill_at for worker in self._all() if worker.kill_at is not None]
+        due += [] if self._restart_at is None else [self._restart_at]
+        for key, _ in self._selector.select(min([TICK, *(max(0.0, at - now) for at in due)])):
+            key.data()
+        now = time.monotonic()
+        if now - self._turned_at > 3 * TICK:
+            # This process stood still, perhaps the whole machine did: a worker could not be heard, or could not speak.
+            for worker in self._all():
+                worker.heard_at = now
+        self._turned_at = now
+        for worker in self._all():
+            for said in worker.heard():
+                self._hear(worker, said)
+            if worker.has_hung_up:
+                self._ignore(worker)
+            if worker.has_ended():
+                self._bury(worker)
+        self._watch(now)
+
+    def _all(self) -> list[Worker]:
+        return [worker for worker in (self._worker, self._next, *self._left) if worker is not None]
+
+    # -- starting -----------------------------------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        """Start a worker that serves at once; try again later where that cannot be."""
+        self._restart_at = None
+        try:
+            self._go(self._spawn())
+        except OSError as error:
+            self._lost(f"it could not be started: {error}", None)
+
+    def _spawn(self) -> Worker:
+        worker = Worker(self._ways.command, self._role, self._listener, self._lock)
+        self._selector.register(worker.channel, selectors.EVENT_READ, _nothing)
+        self._log.info("worker_started", worker=worker.pid)
+        return worker
+
+    def _go(self, worker: Worker) -> None:
+        self._worker, self._restart_at = worker, None
+        self._stand_in(False)
+        worker.heard_at = time.monotonic()
+        worker.say("go", pid=os.getpid(), restarts=self._restarts, crash=self._crashes.first)
+
+    def _reload(self) -> None:
+        """Have another worker load its code; the one that serves goes on until it has."""
+        if self._stopping or self._next is not None:
+            return
+        self._log.warning("reload")
+        if self._worker is None:
+            self._start()
+            return
+        try:
+            self._next = self._spawn()
+        except OSError as error:
+            self._keep(DaemonError(f"the new worker could not be started: {error}"))
+
+    def _keep(self, error: ImageFSError) -> None:
+        """Say why there is no other worker after all."""
+        self._log.error("reload_failed", error=error.message)
+        if self._worker is not None:
+            self._worker.say("kept", error=described(error))
+
+    # -- what a worker says ---------------------------------------------------------------------------------------------------------------
+
+    def _hear(self, worker: Worker, said: dict[str, Any]) -> None:
+        match said["word"]:
+            case "loaded":
+                if worker is self._next and self._worker is not None:
+                    self._leave(self._worker, DRAIN_SECONDS)
+                    self._worker.say("drain")
+            case "fuse" if worker is self._worker:
+                self._give_fuse(worker)
+            case "answered" if self._fuse is not None:
+                self._fuse.answered = True
+            case "ready":
+                worker.ready_at = time.monotonic()
+                if self._ready is not None:
+                    self._ready()
+                    self._ready = None
+            case "failed":
+                worker.error = rebuilt(said["error"])
+            case "reload":
+                self._reload()
+            case "stop" if worker is self._worker:
+                self._stop(told=False)
+
+    def _give_fuse(self, worker: Worker) -> None:
+        try:
+            if self._fuse is None:
+                self._fuse = self._mount()
+            descriptor, must_close = self._fuse.lend()
+        except Exception as error:  # noqa: BLE001 # the worker tells it to who wanted the mount
+            worker.say("refused", error=described(error))
+            return
+        resends, answered = self._fuse.resends, self._fuse.answered
+        worker.say("given", descriptor, init=self._fuse.init.hex(), resends=resends, resend=resends and answered)
+        if must_close:
+            os.close(descriptor)
+
+    def _mount(self) -> Connection:
+        role = self._role
+        if role.mountpoint is None:
+            role.fuse.mkdir(mode=0o700, exist_ok=True)
+        try:
+            connection = Connection.begun(mount_fuse(role.fuse, everybody=role.mountpoint is None), resend=self._ways.resend)
+        except BaseException:
+            self._detach()
+            raise
+        # For a process that gets this connection when this one is no more.
+        (role.directory / INIT_NAME).write_bytes(connection.init)
+        return connection
+
+    # -- ends -----------------------------------------------------------------------------------------------------------------------------
+
+    def _leave(self, worker: Worker, seconds: float) -> None:
+        """Note that a worker is about to end, and how long it may take."""
+        worker.leaving = True
+        worker.kill_at = time.monotonic() + seconds
+
+    def _stop(self, *, told: bool = True) -> None:
+        """End everything; ``told``: by others than the worker, who does not know."""
+        if self._stopping:
+            return
+        self._stopping = True
+        if self._next is not None:
+            self._next.kill()
+        if self._worker is None:
+            self._over = True
+            return
+        self._leave(self._worker, STOP_SECONDS)
+        if told:
+            self._worker.say("end")
+
+    def _watch(self, now: float) -> None:
+        """See that who should live does and who should end does, and start who is due."""
+        for worker in self._all():
+            if worker.killed_at is not None:
+                if now - worker.killed_at > DEATH_SECONDS and worker not in self._left:
+                    self._log.error("worker_hangs_in_the_kernel", worker=worker.pid)
+                    self._left.append(worker)
+                    self._lost_or_replaced(worker)
+            elif worker.kill_at is not None and now >= worker.kill_at:
+                self._log.error("worker_killed", worker=worker.pid)
+                worker.kill()
+            elif not (self._stopping or worker.was_aborted) and now - worker.heard_at > self._patience(worker):
+                self._log.error("worker_silent", worker=worker.pid, seconds=round(now - worker.heard_at, 1))
+                worker.abort(ABORT_SECONDS)
+        if self._restart_at is not None and now >= self._restart_at:
+            self._start()
+
+    def _patience(self, worker: Worker) -> float:
+        return self._ways.silence if worker.ready_at is not None else max(self._ways.silence, _START_SECONDS)
+
+    def _ignore(self, worker: Worker) -> None:
+        """Listen to a worker no longer: of one that has hung up, the end of it is all there is to wait for."""
+        with contextlib.suppress(KeyError):
+            self._selector.unregister(worker.channel)
+
+    def _bury(self, worker: Worker) -> None:
+        self._ignore(worker)
+        worker.channel.close()
+        if worker in self._left:
+            self._left.remove(worker)
+        else:
+            self._lost_or_replaced(worker)
+
+    def _lost_or_replaced(self, worker: Worker) -> None:
+        """Go on without a worker."""
+        if worker is self._next:
+            self._next = None
+            if not self._stopping:
+                self._keep(worker.error or DaemonError(f"the new worker cannot be used: {worker.how_it_ended()}"))
+        elif worker.leaving and not self._stopping:
+            self._log.info("worker_left", worker=worker.pid, how=worker.how_it_ended())
+            self._restarts += 1
+            self._replace()
+        else:
+            self._lost(worker.how_it_ended(), worker)
+
+    def _lost(self, how: str, worker: Worker | None) -> None:
+        """Go on after the worker has died, or could not be started."""
+        self._worker = None
+        error = None if worker is None else worker.error
+        if self._fuse is not None and not self._fuse.answered:
+            self._let_go_of_fuse()
+        if self._stopping:
+            self._over = True
+        elif self._ready is not None and self._ways.adopted is None:
+            last = (self._crashes.log_end().strip().splitlines() or [""])[-1]
+            self._error = error or DaemonError(
+                f"the daemon ended while starting: {how}", hint=f"its log ends with: {last}" if last else None
+            )
+            self._over = True
+        else:
+            now = time.monotonic()
+            served = 0.0 if worker is None or worker.ready_at is None else now - worker.ready_at
+            pid, message = None if worker is None else worker.pid, None if error is None else error.message
+            pause = self._crashes.note(how, pid=pid, error=message, served=served)
+            self._log.error("worker_died", worker=pid, how=how, error=message, again_in=pause)
+            self._restarts += worker is not None
+            self._restart_at = now + pause
+            self._replace()
+
+    def _replace(self) -> None:
+        """Have the next worker serve, where there is one."""
+        self._worker = None
+        worker, self._next = self._next, None
+        if worker is not None:
+            self._go(worker)
+        elif self._restart_at is None:
+            self._start()
+        else:
+            self._stand_in(self._restart_at - time.monotonic() > _LONG)
+
+    def _let_go_of_fuse(self) -> None:
+        """Unmount everything. The connection is closed first, so that nothing of it can be waited for."""
+        if self._fuse is not None:
+            self._fuse.close()
+            self._fuse = None
+        self._detach()
+        (self._role.directory / INIT_NAME).unlink(missing_ok=True)
+
+    def _detach(self) -> list[str]:
+        table = MountTable(self._role.directory / TABLE_NAME)
+        if self._role.mountpoint is None:
+            gone = detach_all(self._role.fuse, [record.mountpoint for record in table])
+        else:
+            gone = detach_single(self._role.mountpoint)
+        with contextlib.suppress(ImageFSError):
+            table.clear()
+        return gone
+
+    def _end(self) -> None:
+        deadline = time.monotonic() + DEATH_SECONDS
+        for worker in self._all():
+            worker.kill()
+        for worker in self._all():
+            worker.wait(deadline - time.monotonic())
+            worker.channel.close()
+        self._let_go_of_fuse()
+        (self._role.directory / SOCKET_NAME).unlink(missing_ok=True)
+        self._listener.close()
+
+    # -- the outside ----------------------------------------------------------------------------------------------------------------------
+
+    def _signalled(self, number: int) -> None:
+        if number in {signal.SIGTERM, signal.SIGINT}:
+            self._log.info("signal", number=number)
+            self._stop()
+        elif number == signal.SIGHUP:
+            self._reload()
+
+    def _stand_in(self, wanted: bool) -> None:
+        """Answer on the control socket, or leave that to a worker."""
+        if wanted != (self._listener.fileno() in self._selector.get_map()):
+            if wanted:
+                self._selector.register(self._listener, selectors.EVENT_READ, self._answer)
+            else:
+                self._selector.unregister(self._listener)
+
+    def _answer(self) -> None:
+        known = status(self._role, self._started_at, self._restarts, self._crashes.first)
+        answer_one(self._listener, known, {"stop": self._stop, "reload": self._reload})
+
+
+def _nothing() -> None:
+    """For what only has to wake the loop: workers are listened to each time that it goes round."""

@@ -1,0 +1,37 @@
+"""Taking away what is mounted for a daemon that does not serve it any more: one that was killed, or one that is ending.
+
+The caller holds the instance's lock, so whatever is found is nobody's but the caller's. Nothing here touches a mountpoint, as all of them
+may be dead; what still uses a mount keeps it until it is done, and gets errors.
+"""
+
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from imagefs.errors import AccessError, MountError
+from imagefs.mount.bind import unmount
+from imagefs.mount.fusemount import is_fuse_mount, release_mount
+from imagefs.mount.mountinfo import FUSE_TYPE, mount_at, read_mounts
+
+
+def detach_all(fuse: Path, recorded: Iterable[str]) -> list[str]:
+    """Detach the FUSE mount at ``fuse``, everything else that shows its file system, and the mounts that were ``recorded``.
+
+    Returns the mountpoints; those that would not go are left, and found again next time.
+    """
+    entries = read_mounts()
+    dead = mount_at(fuse, entries)
+    known = set(recorded)
+    gone = []
+    for entry in reversed(entries):
+        same = dead is not None and entry.device == dead.device and dead.fstype == FUSE_TYPE
+        if entry.fstype == FUSE_TYPE and (same or entry.mountpoint in known):
+            with suppress(MountError, AccessError):
+                unmount(Path(entry.mountpoint), lazy=True)
+                gone.append(entry.mountpoint)
+    return gone
+
+
+def detach_single(point: Path) -> list[str]:
+    """Detach the FUSE mount at ``point``, which a daemon without root has made. Returns the mountpoints."""
+    return [str(point)] if is_fuse_mount(point) and not release_mount(point, lazy=True) else []

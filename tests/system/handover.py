@@ -1,0 +1,147 @@
+"""What the tests of the handover share: a daemon that does some things in other ways, and a worker that does as it is told."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from tests.system.world import World, wait_until
+
+_DAEMON: Final = """
+import os, sys
+from pathlib import Path
+from imagefs.config import load_config
+from imagefs.daemon.instance import Role
+from imagefs.daemon.supervisor import Ways, run_daemon
+from imagefs.fuse.handover import Connection
+ways, role = eval(sys.argv[1]), Role(load_config())
+ways = Ways(**ways)
+run_daemon(role, lambda: print("ready", flush=True), ways)
+"""
+
+_WORKER: Final = """
+import ctypes, os, sys, threading, time
+from pathlib import Path
+orders = Path({orders!r})
+if (orders / "fail").exists():
+    sys.stderr.write("the last words of a worker\\n")
+    sys.exit(3)
+if (orders / "crash").exists():
+    os.abort()
+if (orders / "refuse").exists():
+    raise ImportError("half an update")
+from imagefs.daemon import worker
+from imagefs.store.local import LocalStore
+get = LocalStore.get
+def slow(self, key, byte_range=None):
+    if key.startswith("packs/"):
+        (orders / "asked").touch()
+        while (orders / "slow").exists():
+            time.sleep(0.01)
+    return get(self, key, byte_range)
+LocalStore.get = slow
+from imagefs.fuse.operations import ImageOperations
+getxattr = ImageOperations.getxattr
+async def hanging(self, node, name, context):
+    if (orders / "hang").exists():
+        (orders / "hang").unlink()
+        # As code that goes round for ever would, and so that SIGABRT is all that ends it.
+        time.sleep(1000)
+    return await getxattr(self, node, name, context)
+ImageOperations.getxattr = hanging
+worker.main()
+"""
+
+
+class Orders:
+    """Files that tell workers started with ``command`` what to do, while they are there.
+
+    ``fail`` and ``crash``: to end as soon as they are started; ``refuse``: to have code that cannot be loaded; ``slow``: to wait with each
+    GET of a pack until it is gone (``asked`` appears when one is asked for); ``hang``: to hang with the next extended attribute.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir()
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        return (sys.executable, "-P", "-X", "faulthandler", "-c", _WORKER.format(orders=str(self._folder)))
+
+    @contextlib.contextmanager
+    def given(self, name: str) -> Iterator[None]:
+        (self._folder / name).touch()
+        yield
+        (self._folder / name).unlink(missing_ok=True)
+
+    def is_there(self, name: str) -> bool:
+        return (self._folder / name).exists()
+
+
+@contextlib.contextmanager
+def daemon(world: World, **ways: object) -> Iterator[subprocess.Popen[str]]:
+    """Run a daemon that does some things in other ways, and end it."""
+    command = [sys.executable, "-c", _DAEMON, repr(ways)]
+    with subprocess.Popen(command, env=world.env, cwd=world.root, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n", world.logs()
+            yield process
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def status(world: World) -> dict[str, Any]:
+    found: dict[str, Any] = world.run("daemon", "status", "--json").json
+    return found
+
+
+def worker(world: World) -> int:
+    """Return the process id of the worker, once there is one."""
+    wait_until(lambda: status(world)["worker_pid"] is not None, "a worker", 30)
+    return int(status(world)["worker_pid"])
+
+
+def another(world: World, pid: int) -> int:
+    """Wait for another worker than ``pid`` to serve; return its process id."""
+    wait_until(lambda: status(world)["worker_pid"] not in {pid, None}, "another worker", 40)
+    return worker(world)
+
+
+def kill(pid: int, number: int = signal.SIGKILL) -> None:
+    os.kill(pid, number)
+
+
+def check(seen: list[dict[str, Any]]) -> float:
+    """See that a load met no error and no wrong byte; return the longest that anybody waited, in seconds."""
+    assert all(one["reads"] > 0 for one in seen), seen
+    assert [(one["failed"], one["wrong"]) for one in seen] == [(0, 0)] * len(seen), seen
+    return float(max(one["longest"] for one in seen))
+
+
+class InBackground(threading.Thread):
+    """Does something that may wait, and keeps what came of it."""
+
+    def __init__(self, do: Callable[[], object]) -> None:
+        super().__init__(daemon=True)
+        self._do = do
+        self.result: object = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self.result = self._do()
+        except OSError as error:
+            self.result = error
+
+    def outcome(self, seconds: float) -> object:
+        """Return what came of it; it must not take longer."""
+        self.join(seconds)
+        assert not self.is_alive(), f"it still waits after {seconds} s"
+        return self.result

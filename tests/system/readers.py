@@ -1,0 +1,172 @@
+"""Programs that read from a mount until they are told to stop, and say how long each had to wait at most: a load to disturb.
+
+    python -m tests.system.readers MOUNTPOINT KIND SEED      # one reader; SIGTERM ends it, and it prints one line of JSON
+
+The mount holds what ``write_tree`` wrote. A reader asks past the page cache, so that the daemon has to answer; it goes on after an error,
+and counts it. Each is a process of its own, because a page that cannot be had is a signal to who has it mapped.
+"""
+
+import contextlib
+import errno
+import json
+import mmap
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+KINDS: Final = ("pread", "pread", "whole", "mmap", "open", "list")
+MIB: Final = 1 << 20
+_LARGE: Final = {f"large/{number}": (12 * MIB + 4097 * number, number) for number in range(6)}
+_SMALL: Final = {f"small/{number:03}": (2000 + 7 * number, 100 + number) for number in range(200)}
+FILES: Final = _LARGE | _SMALL
+"""Size and seed of each file."""
+
+_SLOW: Final = 0.1
+_PAGE: Final = 4096
+
+
+def block(seed: int, number: int) -> bytes:
+    """Return the ``number``-th 4 KiB of a file: any can be told from any other, and they do not compress to nothing."""
+    return random.Random(seed << 32 | number).randbytes(_PAGE)
+
+
+def content(name: str) -> bytes:
+    """Return a file's content."""
+    size, seed = FILES[name]
+    return b"".join(block(seed, number) for number in range(-(-size // _PAGE)))[:size]
+
+
+def write_tree(folder: Path) -> None:
+    """Write all files."""
+    for name in FILES:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content(name))
+
+
+@dataclass
+class Load:
+    """Readers under way."""
+
+    processes: list[subprocess.Popen[str]]
+
+    def stop(self) -> list[dict[str, Any]]:
+        """End them; return what each has seen: ``{kind, reads, failed, wrong, longest, slow, errors}``."""
+        for process in self.processes:
+            process.send_signal(signal.SIGTERM)
+        found = []
+        for process in self.processes:
+            out, _ = process.communicate(timeout=60)
+            # One that a signal has ended, such as SIGBUS, is a failed read too.
+            found.append(
+                json.loads(out) if process.returncode == 0 else {"kind": "?", "reads": 0, "failed": 1, "wrong": 0, "errors": [str(process)]}
+            )
+        return found
+
+
+@contextlib.contextmanager
+def load(point: Path, kinds: tuple[str, ...] = KINDS) -> Iterator[Load]:
+    """Have readers read from ``point``; end them whatever happens."""
+    root = Path(__file__).parents[2]
+    under_way = Load([])
+    try:
+        for number, kind in enumerate(kinds):
+            command = [sys.executable, "-m", "tests.system.readers", str(point), kind, str(number)]
+            under_way.processes.append(subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True))
+        yield under_way
+    finally:
+        for process in under_way.processes:
+            if process.poll() is None:
+                process.kill()
+            process.communicate(timeout=60)
+
+
+class _Reader:
+    def __init__(self, point: Path, kind: str, seed: int) -> None:
+        self._point = point
+        self._kind = kind
+        self._random = random.Random(seed)
+        self._names = list(FILES)
+        self._stopped = False
+        self._seen: dict[str, Any] = {"kind": kind, "reads": 0, "failed": 0, "wrong": 0, "longest": 0.0, "slow": [], "errors": []}
+        signal.signal(signal.SIGTERM, self._stop)
+
+    def _stop(self, *_: object) -> None:
+        self._stopped = True
+
+    def run(self) -> dict[str, Any]:
+        do: Callable[[], bool] = getattr(self, "_" + self._kind)
+        seen = self._seen
+        while not self._stopped:
+            begun = time.monotonic()
+            try:
+                seen["wrong"] += not do()
+            except OSError as error:
+                seen["failed"] += 1
+                seen["errors"] = [*seen["errors"], f"{time.time():.3f} {errno.errorcode.get(error.errno or 0)} {error}"][-5:]
+                time.sleep(0.01)
+            took = time.monotonic() - begun
+            seen["reads"] += 1
+            seen["longest"] = max(seen["longest"], took)
+            if took > _SLOW:
+                seen["slow"].append(round(took, 3))
+        return seen
+
+    def _any(self) -> str:
+        # Large ones as often as small ones.
+        return self._random.choice(list(_LARGE if self._random.random() < 0.5 else _SMALL))
+
+    def _pread(self) -> bool:
+        """Read up to 16 pages somewhere."""
+        name = self._any()
+        size, seed = FILES[name]
+        with (self._point / name).open("rb", buffering=0) as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+            first = self._random.randrange(-(-size // _PAGE))
+            count = self._random.randrange(1, 17)
+            data = os.pread(file.fileno(), count * _PAGE, first * _PAGE)
+        wanted = b"".join(block(seed, number) for number in range(first, first + count))
+        return data == wanted[: min(count * _PAGE, size - first * _PAGE)]
+
+    def _whole(self) -> bool:
+        name = self._any()
+        with (self._point / name).open("rb", buffering=0) as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            data = b"".join(iter(lambda: file.read(MIB), b""))
+        size, seed = FILES[name]
+        # Making all of it again takes longer than reading it.
+        places = [self._random.randrange(-(-size // _PAGE)) for _ in range(32)]
+        return len(data) == size and all(
+            data[at * _PAGE : (at + 1) * _PAGE] == block(seed, at)[: min(_PAGE, size - at * _PAGE)] for at in places
+        )
+
+    def _mmap(self) -> bool:
+        name = self._any()
+        size, seed = FILES[name]
+        with (self._point / name).open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+                at = self._random.randrange(-(-size // _PAGE))
+                return mapped[at * _PAGE : (at + 1) * _PAGE] == block(seed, at)[: min(_PAGE, size - at * _PAGE)]
+
+    def _open(self) -> bool:
+        """Open, stat, ask for an attribute: each asks the daemon something, and moves no content."""
+        name = self._any()
+        path = self._point / name
+        os.close(os.open(path, os.O_RDONLY))
+        return path.stat().st_size == FILES[name][0] and len(os.getxattr(path, "user.imagefs.object")) == 64
+
+    def _list(self) -> bool:
+        return sorted(os.listdir(self._point / "small")) == [name.partition("/")[2] for name in _SMALL]  # noqa: PTH208
+
+
+if __name__ == "__main__":
+    print(json.dumps(_Reader(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])).run()))
