@@ -92,7 +92,7 @@ class Fetcher:
 
     async def read(self, record: ObjectRecord, offset: int, end: int) -> Buffer:
         """Return bytes ``offset`` to ``end`` (exclusive, within the object), fetching what is missing. Raises an ``ImageFSError``."""
-        parts = parts_of(record, offset, end, self._ram, is_local=self._is_local)
+        parts = parts_of(record, offset, end, self._ram, is_local=self.is_local)
         source = NOWHERE
         with trio.move_on_after(self._deadline) as scope:
             # All fetches start before the first is waited for, and what is waited for before what is read ahead.
@@ -140,11 +140,12 @@ class Fetcher:
         tiers = {
             self._tier_of(part)
             for start, end in record.stretches()
-            for part in parts_of(record, start, end, self._ram, create=False, is_local=self._is_local)
+            for part in parts_of(record, start, end, self._ram, create=False, is_local=self.is_local)
         }
         return "store" if "store" in tiers else "ssd" if "ssd" in tiers else "ram"
 
-    def _is_local(self, record: ObjectRecord) -> bool:
+    def is_local(self, record: ObjectRecord) -> bool:
+        """Say whether SSD seems to have all of an object."""
         return self._disk is not None and self._disk.covers(record.digest, 0, record.size, use=False)
 
     def _tier_of(self, part: Part) -> str:
@@ -164,7 +165,7 @@ class Fetcher:
     def _read_ahead(self, record: ObjectRecord, start: int, end: int) -> None:
         """Start fetching a range that nobody waits for yet."""
         try:
-            self._start(parts_of(record, start, end, self._ram, is_local=self._is_local), demand=False)
+            self._start(parts_of(record, start, end, self._ram, is_local=self.is_local), demand=False)
         except ImageFSError:
             # Whoever wants these bytes will be told.
             return

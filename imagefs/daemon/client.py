@@ -36,14 +36,34 @@ _LOG_TAIL: Final = 2000
 # -- what commands call ---------------------------------------------------------------------------------------------------------------
 
 
-def mount(config: Config, *, mountpoint: str | Path, ref: str = "", manifest: str | None = None, mode: str = "auto") -> dict[str, Any]:
+def mount(
+    config: Config,
+    *,
+    mountpoint: str | Path,
+    ref: str = "",
+    manifest: str | None = None,
+    mode: str = "auto",
+    upper: str = "",
+    dev: bool = False,
+    suid: bool = False,
+) -> dict[str, Any]:
     """Mount an image, with a daemon started for it if there is none.
 
-    Returns ``{mountpoint, ref, manifest, mode, reason, files, bytes, index_bytes, index_moved, seconds}``; raises what the daemon met.
+    ``upper``, an absolute path, ``dev`` and ``suid`` are for kernel mode. Returns ``{mountpoint, ref, manifest, mode, reason, files, bytes,
+    index_bytes, index_moved, seconds}``; raises what the daemon met.
     """
     place = absolute(mountpoint)
     at = home(place)
-    fields = {"mountpoint": place, "ref": ref, "manifest": manifest, "mode": mode, "namespace": _namespace()}
+    fields = {
+        "mountpoint": place,
+        "ref": ref,
+        "manifest": manifest,
+        "mode": mode,
+        "namespace": _namespace(),
+        "upper": upper,
+        "dev": dev,
+        "suid": suid,
+    }
     directory = config.instance_dir(at)
     begun = time.time()
     for last in (False, False, True):
@@ -115,11 +135,15 @@ def _take_away_dead(place: str) -> bool:
     """Unmount what a killed daemon left at ``place``: nobody else will, and every access to it fails. False if there is no such mount."""
     # Imported here: it is needed after a crash only.
     from imagefs.mount.bind import unmount  # noqa: PLC0415
-    from imagefs.mount.mountinfo import FUSE_TYPE, mount_at  # noqa: PLC0415
+    from imagefs.mount.mountinfo import FUSE_TYPE, is_image, mount_at  # noqa: PLC0415
 
     entry = mount_at(place)
-    if entry is None or entry.fstype != FUSE_TYPE:
+    if entry is None or not is_image(entry):
         return False
+    if entry.fstype != FUSE_TYPE:
+        # In kernel mode what is on this host is read without a daemon; no daemon knows of it, so it is a dead one's.
+        unmount(Path(place), lazy=True)
+        return True
     try:
         # The kernel answers for a dead daemon, at once; not with a stat, which it has kept.
         os.close(os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))

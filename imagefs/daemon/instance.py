@@ -20,6 +20,7 @@ from imagefs.errors import AccessError, DaemonError
 LOG_NAME: Final = "daemon.log"
 TABLE_NAME: Final = "mounts.json"
 FUSE_NAME: Final = "fuse"
+TREES_NAME: Final = "trees"
 INIT_NAME: Final = "fuse.init"
 CRASH_NAME: Final = "crash.json"
 
@@ -44,6 +45,11 @@ class Role:
     def directory(self) -> Path:
         """The instance's directory."""
         return self.config.instance_dir(self.mountpoint)
+
+    @property
+    def trees(self) -> Path:
+        """Where kernel mode mounts trees."""
+        return self.directory / TREES_NAME
 
     @property
     def fuse(self) -> Path:

@@ -1,4 +1,6 @@
-"""Mounting as root: one FUSE mount in the instance's directory, and a bind mount of ``trees/<manifest>`` at each mountpoint.
+"""Mounting as root: one FUSE mount in the instance's directory, and at each mountpoint an image.
+
+That is a bind mount of ``trees/<manifest>`` of the FUSE mount, or in kernel mode an overlay whose last layer is its ``objects/``.
 
 Invariants: a mount that fails at any step leaves nothing mounted and no slot taken; an image is shown as long as it is mounted or one of
 its files is open; the table knows of each before the kernel does, as the next worker goes by it. Calls that touch a mount of ours run in
@@ -10,27 +12,31 @@ such an image is shown on after a lazy unmount until nothing is mounted.
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import structlog
 import trio
 
 from imagefs.cache.image import Image
+from imagefs.daemon.kernel_mounts import KernelMounts
 from imagefs.daemon.requests import Mount
 from imagefs.daemon.service import in_thread
-from imagefs.errors import DeadlineError, ImageFSError, MountError
+from imagefs.errors import DeadlineError, ImageFSError, MountError, UnsupportedError
+from imagefs.format.objectmap import ObjectRow
 from imagefs.fuse.forest import Forest, Slot
 from imagefs.fuse.session import FuseSession
 from imagefs.mount.bind import BusyError, bind_readonly, unmount
 from imagefs.mount.checks import check_mountpoint
 from imagefs.mount.holders import holders
-from imagefs.mount.mountinfo import FUSE_TYPE, MountEntry, mount_at, read_mounts
-from imagefs.mount.table import MountRecord, MountTable
+from imagefs.mount.kernel import settle
+from imagefs.mount.mountinfo import FUSE_TYPE, MountEntry, is_image, mount_at, read_mounts
+from imagefs.mount.table import FUSE, KERNEL, MountRecord, MountTable
 
 _CALL_SECONDS = 20.0
 
 
-class BindMounter:
+class RootMounter:
     """See the module. Belongs to the trio thread."""
 
     def __init__(
@@ -41,14 +47,19 @@ class BindMounter:
         fuse: Path,
         *,
         number: int,
+        kernel: KernelMounts | None,
         log: structlog.typing.FilteringBoundLogger,
     ) -> None:
-        """``fuse`` is where ``session`` is mounted; ``number`` says how many workers were before this one."""
+        """``fuse`` is where ``session`` is mounted; ``number`` says how many workers were before this one.
+
+        ``kernel`` makes mounts in kernel mode; None where there is no SSD tier, which that needs.
+        """
         self._session = session
         self._forest = forest
         self._table = table
         self._fuse = fuse
         self._number = number
+        self._kernel = kernel
         self._log = log
         self._lock = trio.Lock()
         self._unsure: set[int] = set()  # slots of which it is not known how many files are open
@@ -56,7 +67,7 @@ class BindMounter:
     @property
     def idle(self) -> bool:
         """Nothing is mounted or open."""
-        return not len(self._table) and not any(slot.opens > 0 for slot in self._forest.slots.values())
+        return not len(self._table) and not any(map(self._forest.is_in_use, self._forest.slots.values()))
 
     def resume(self, images: Mapping[int, Image]) -> None:
         """Show what the worker before this one has shown. Before the session starts."""
@@ -79,29 +90,49 @@ class BindMounter:
 
     def hand_on(self) -> None:
         """Leave everything to the next worker, after the session was left."""
-        slots = self._forest.slots
+        # What is open below objects/ is not counted by image.
+        sure = [slot for slot in self._forest.slots.values() if slot.number not in self._unsure and not self._forest.has_open_objects(slot)]
         try:
-            self._table.hand_on({number: slot.opens for number, slot in slots.items() if number not in self._unsure}, self._number)
+            self._table.hand_on({slot.number: slot.opens for slot in sure}, self._number)
         except ImageFSError as error:
             self._log.warning("table_not_saved", error=error.message)
 
-    async def mount(self, image: Image, request: Mount, mountpoint: str) -> MountRecord:
-        """Bind the image's tree to ``mountpoint``."""
+    async def mount(self, image: Image, request: Mount, mountpoint: str) -> tuple[MountRecord, str]:
+        """Mount an image at ``mountpoint``, in kernel mode if that is asked for."""
         async with self._lock:
+            mode, reason = await self._mode(request)
             path = Path(mountpoint)
             await self._call(path, check_mountpoint, path)
             slot = self._forest.by_name.get(image.name.encode())
             number = self._table.slot_for(image.name) if slot is None else slot.number
-            record = MountRecord(mountpoint, image.name, request.ref or image.name, number, "fuse", time.time())
+            record = MountRecord(mountpoint, image.name, request.ref or image.name, number, mode, time.time())
             self._table.add(record)
             try:
                 if slot is None:
                     self._session.show(number, image)
-                await self._call(path, bind_readonly, self._fuse / "trees" / image.name, path)
+                if mode == KERNEL and self._kernel is not None:
+                    await self._call(
+                        path, partial(self._kernel.mount, upper=_path(request.upper), dev=request.dev, suid=request.suid), image, path
+                    )
+                else:
+                    await self._call(path, bind_readonly, self._fuse / "trees" / image.name, path)
             except BaseException:
                 self._forget(mountpoint)
                 raise
-            return record
+            return record, reason
+
+    async def _mode(self, request: Mount) -> tuple[str, str]:
+        """Return in which mode to mount, and why."""
+        if request.mode != KERNEL and not (request.upper or request.dev or request.suid):
+            return FUSE, "asked for" if request.mode == FUSE else "kernel mode is taken where it is asked for: --mode kernel"
+        if self._kernel is None:
+            raise UnsupportedError("kernel mode needs an SSD tier, and this daemon has none", hint="its log says why")
+        found = await in_thread(self._kernel.mode)
+        if not found.ok:
+            raise UnsupportedError(
+                f"kernel mode cannot be on this host: {found.reason}", hint="imagefs doctor says what helps; --mode fuse works"
+            )
+        return KERNEL, found.reason
 
     async def _call(self, path: Path, function: Callable[..., object], *args: object) -> None:
         with trio.move_on_after(_CALL_SECONDS) as scope:
@@ -124,6 +155,7 @@ class BindMounter:
                     hint="end them, or use --lazy to let them finish",
                 ) from error
             self._forget(mountpoint, in_use=lazy)
+            await self._release_trees()
 
     def _forget(self, mountpoint: str, *, in_use: bool = False) -> None:
         """Forget a mount; ``in_use``: files that were opened through it may be open still."""
@@ -131,7 +163,7 @@ class BindMounter:
         if record is None:
             return
         slot = self._forest.slots.get(record.slot)
-        lingers = slot is not None and (slot.opens > 0 or (in_use and slot.number in self._unsure))
+        lingers = slot is not None and (self._forest.is_in_use(slot) or (in_use and slot.number in self._unsure))
         try:
             self._table.remove(mountpoint, lingers=lingers)
         except ImageFSError as error:
@@ -143,7 +175,7 @@ class BindMounter:
     def _let_go(self, slot: Slot) -> None:
         """Take an image out if nobody uses it any more, as far as is known."""
         name = slot.image.name
-        if slot.opens > 0 or self._table.of_image(name):
+        if self._forest.is_in_use(slot) or self._table.of_image(name):
             return
         if slot.number in self._unsure and self._table.lingers(name) and len(self._table):
             return
@@ -159,20 +191,40 @@ class BindMounter:
         return entry.device if entry is not None and entry.fstype == FUSE_TYPE else None
 
     def _is_ours(self, entry: MountEntry | None) -> bool:
-        return entry is not None and entry.fstype == FUSE_TYPE and entry.device == self._device()
+        if entry is None or entry.fstype == FUSE_TYPE:
+            return entry is not None and entry.device == self._device()
+        return is_image(entry) and self._table.get(entry.mountpoint) is not None
+
+    async def _release_trees(self) -> None:
+        """Take away the trees over which no image is mounted any more."""
+        if self._kernel is not None:
+            mounted = {record.manifest for record in self._table if record.mode == KERNEL}
+            await in_thread(self._kernel.keep, mounted)
+
+    async def settle(self, is_local: Callable[[ObjectRow], bool]) -> None:
+        """Have the mounts in kernel mode look anew where the content of their files is, and the kernel drop what it has twice."""
+        async with self._lock:
+            for record in self._table:
+                if record.mode == KERNEL:
+                    try:
+                        await self._call(Path(record.mountpoint), settle, Path(record.mountpoint))
+                    except ImageFSError as error:
+                        self._log.warning("not_settled", mountpoint=record.mountpoint, error=error.message)
+        await self._session.drop_objects(self._forest.take_moved(is_local))
 
     async def reconcile(self) -> None:
         """Forget mounts that somebody else took away, and images that only open files had kept."""
         async with self._lock:
             entries = read_mounts()
             device = self._device()
-            there = {entry.mountpoint for entry in entries if entry.fstype == FUSE_TYPE and entry.device == device}
+            there = {entry.mountpoint for entry in entries if is_image(entry) and (entry.fstype != FUSE_TYPE or entry.device == device)}
             for record in self._table:
                 if record.mountpoint not in there:
                     self._log.info("unmounted_by_others", mountpoint=record.mountpoint)
                     self._forget(record.mountpoint, in_use=True)
             for slot in list(self._forest.slots.values()):
                 self._let_go(slot)
+            await self._release_trees()
 
     async def shutdown(self) -> None:
         """Unmount everything; who still uses something keeps it until the process ends."""
@@ -190,6 +242,11 @@ class BindMounter:
                 except ImageFSError as error:
                     self._log.error("unmount_failed", mountpoint=record.mountpoint, error=error.message)
             self._table.clear()
+            await self._release_trees()
+
+
+def _path(name: str) -> Path | None:
+    return Path(name) if name else None
 
 
 def _unmount_lazily(path: Path) -> None:

@@ -39,13 +39,16 @@ class Mount(msgspec.Struct, tag_field="op", tag="mount", forbid_unknown_fields=T
     """Mount an image at an absolute path.
 
     ``manifest`` is its hex digest; without it ``ref`` is resolved. ``namespace`` is the inode number of the caller's mount namespace (0:
-    not told).
+    not told). ``upper`` is the absolute path of a writable layer; it, ``dev`` (devices work) and ``suid`` need kernel mode.
     """
 
     mountpoint: str
     ref: str = ""
     manifest: str | None = None
     mode: str = "auto"
+    upper: str = ""
+    dev: bool = False
+    suid: bool = False
     namespace: int = 0
 
 

@@ -22,9 +22,9 @@ from imagefs.daemon import metrics, requests
 from imagefs.daemon.caching import CacheService
 from imagefs.daemon.metrics import Sources
 from imagefs.digest import is_hex_digest
-from imagefs.errors import DaemonError, DeadlineError, ImageFSError, MountError, NotFoundError, StoreError, UnsupportedError, UsageError
+from imagefs.errors import DaemonError, DeadlineError, ImageFSError, MountError, NotFoundError, StoreError, UsageError
 from imagefs.mount.checks import canonical
-from imagefs.mount.table import MountRecord
+from imagefs.mount.table import FUSE, KERNEL, MountRecord
 from imagefs.store import refs
 from imagefs.store.base import ObjectStore
 from imagefs.store.patient import PatientReads
@@ -44,8 +44,8 @@ _T = TypeVar("_T")
 class Mounter(Protocol):
     """Mounts images and unmounts them."""
 
-    async def mount(self, image: Image, request: requests.Mount, mountpoint: str) -> MountRecord:
-        """Mount ``image``; nothing stays mounted if that fails."""
+    async def mount(self, image: Image, request: requests.Mount, mountpoint: str) -> tuple[MountRecord, str]:
+        """Mount ``image``; return what is recorded, and why in that mode. Nothing stays mounted if it fails."""
 
     async def umount(self, mountpoint: str, *, lazy: bool) -> None:
         """Unmount. ``MountError`` if nothing of ours is there, or it is busy."""
@@ -146,10 +146,10 @@ class Service:
 
     async def _mount(self, request: requests.Mount) -> dict[str, object]:
         begin = time.perf_counter()
-        if request.mode not in ("auto", "fuse"):
-            if request.mode == "kernel":
-                raise UnsupportedError("kernel mode is not in this version", hint="use --mode fuse, or auto")
+        if request.mode not in {"auto", FUSE, KERNEL}:
             raise UsageError(f"no such mode: {request.mode!r}", hint="auto, kernel or fuse")
+        if request.mode == FUSE and (request.upper or request.dev or request.suid):
+            raise UsageError("a writable layer, devices and set-user-id need kernel mode", hint="use --mode kernel")
         if self.stopping:
             raise MountError("the daemon is stopping")
         if request.namespace and request.namespace != own_namespace():
@@ -161,14 +161,14 @@ class Service:
         mountpoint = str(await in_thread(canonical, request.mountpoint))
         manifest, offline = await self._resolve(request)
         image = await self._open(manifest)
-        record = await self.mounter.mount(image, request, mountpoint)
+        record, reason = await self.mounter.mount(image, request, mountpoint)
         self.log.info("mounted", mountpoint=record.mountpoint, manifest=manifest, ref=record.ref, slot=record.slot)
         return {
             "mountpoint": record.mountpoint,
             "ref": record.ref,
             "manifest": manifest,
             "mode": record.mode,
-            "reason": "FUSE is the one mode of this version",
+            "reason": reason,
             "files": image.manifest.files,
             "bytes": image.manifest.bytes,
             "index_bytes": image.index_bytes,

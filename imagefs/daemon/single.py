@@ -15,13 +15,13 @@ import trio
 from imagefs.cache.image import Image
 from imagefs.daemon.requests import Mount
 from imagefs.daemon.service import in_thread
-from imagefs.errors import DeadlineError, MountError
+from imagefs.errors import DeadlineError, MountError, UnsupportedError
 from imagefs.fuse.forest import Forest
 from imagefs.fuse.session import FuseSession
 from imagefs.mount.checks import check_mountpoint
 from imagefs.mount.fusemount import is_fuse_mount, release_mount
 from imagefs.mount.holders import holders
-from imagefs.mount.table import MountRecord, MountTable
+from imagefs.mount.table import FUSE, KERNEL, MountRecord, MountTable
 
 _CALL_SECONDS: Final = 20.0
 
@@ -54,8 +54,10 @@ class SingleMounter:
         """The image is not mounted."""
         return not len(self._table)
 
-    async def mount(self, image: Image, request: Mount, mountpoint: str) -> MountRecord:
+    async def mount(self, image: Image, request: Mount, mountpoint: str) -> tuple[MountRecord, str]:
         """Mount the image; once in the life of a daemon."""
+        if request.mode == KERNEL or request.upper or request.dev or request.suid:
+            raise UnsupportedError("kernel mode needs root (CAP_SYS_ADMIN)", hint="use --mode fuse, or run as root")
         async with self._lock:
             path = Path(mountpoint)
             if path != self._own:
@@ -66,7 +68,7 @@ class SingleMounter:
                 raise DeadlineError(f"the file system at {path} did not answer within {_CALL_SECONDS:g} s")
             if self._forest.alone is not None:
                 raise MountError("this daemon is ending", hint="try again")
-            record = MountRecord(mountpoint, image.name, request.ref or image.name, self._table.slot_for(image.name), "fuse", time.time())
+            record = MountRecord(mountpoint, image.name, request.ref or image.name, self._table.slot_for(image.name), FUSE, time.time())
             self._table.add(record)
             try:
                 self._forest.add_alone(record.slot, image)
@@ -76,7 +78,7 @@ class SingleMounter:
                     await self.shutdown()
                 self._stop()
                 raise
-            return record
+            return record, "kernel mode needs root"
 
     async def resume(self, images: Mapping[int, Image]) -> None:
         """Serve what the worker before this one has served, if there was one."""

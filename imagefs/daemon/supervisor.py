@@ -350,7 +350,7 @@ class _Supervisor:
     def _detach(self) -> list[str]:
         table = MountTable(self._role.directory / TABLE_NAME)
         if self._role.mountpoint is None:
-            gone = detach_all(self._role.fuse, [record.mountpoint for record in table])
+            gone = detach_all(self._role.fuse, self._role.trees, [record.mountpoint for record in table])
         else:
             gone = detach_single(self._role.mountpoint)
         with contextlib.suppress(ImageFSError):

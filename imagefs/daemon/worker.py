@@ -22,6 +22,7 @@ import structlog
 import trio
 
 from imagefs.cache.counters import ReadCounters
+from imagefs.cache.disk import DiskTier
 from imagefs.cache.disk_open import OpenedTier
 from imagefs.cache.disk_place import CachePlace
 from imagefs.cache.fetcher import Fetcher
@@ -34,15 +35,18 @@ from imagefs.cache.ram import RamCache
 from imagefs.daemon.caching import CacheService
 from imagefs.daemon.control import serve_control
 from imagefs.daemon.instance import TABLE_NAME, Role
+from imagefs.daemon.kernel_mounts import KernelMounts
 from imagefs.daemon.lifeline import Lifeline
 from imagefs.daemon.logging_setup import make_logger
 from imagefs.daemon.metrics import Sources
-from imagefs.daemon.mounter import BindMounter
+from imagefs.daemon.mounter import RootMounter
 from imagefs.daemon.restoring import bring_missing, restored
 from imagefs.daemon.service import Mounter, Past, Service, in_thread
+from imagefs.daemon.settling import settle_when_quiet
 from imagefs.daemon.single import SingleMounter
 from imagefs.daemon.wire import described, innermost, known
 from imagefs.errors import DaemonError, ImageFSError, StoreError, StoreFullError
+from imagefs.format.objectmap import ObjectRow
 from imagefs.fuse.forest import Forest
 from imagefs.fuse.guard import Requests
 from imagefs.fuse.reading import Reading
@@ -271,15 +275,31 @@ class _Worker:
             await single.resume(images)
             return single
         fuse = role.fuse
-        mounter = BindMounter(session, self._forest, table, fuse, number=self._past.restarts, log=self._log)
+        kernel = KernelMounts(role.trees, fuse, cache) if self._disk is not None else None
+        mounter = RootMounter(session, self._forest, table, fuse, number=self._past.restarts, kernel=kernel, log=self._log)
         mounter.resume(images)
         await session.start(self._stop)
         if mounter.missing():
             nursery.start_soon(bring_missing, mounter.missing, mounter.show_late, self._store, cache, self._log)
+        if self._disk is not None:
+            self._settle_when_quiet(nursery, mounter, self._disk.tier)
         entry = mount_at(fuse)
         if entry is not None:
             await session.tune(entry.device)
         return mounter
+
+    def _settle_when_quiet(self, nursery: trio.Nursery, mounter: RootMounter, tier: DiskTier) -> None:
+        counters, forest = tier.counters, self._forest
+
+        def is_local(row: ObjectRow) -> bool:
+            return tier.covers(row.digest, 0, row.size, use=False)
+
+        async def settle() -> None:
+            await mounter.settle(is_local)
+
+        nursery.start_soon(
+            settle_when_quiet, lambda: counters.completed_files + counters.evicted_files + forest.late_opens, settle, self._log
+        )
 
     def _service(self, mounter: Mounter) -> Service:
         tier = self._disk.tier if self._disk is not None else None

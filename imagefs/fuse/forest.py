@@ -11,6 +11,7 @@ Two objects whose digests begin alike can be made on purpose, with 2^31 attempts
 All of it belongs to the trio thread. What does not live here: the bind mounts that show a tree somewhere.
 """
 
+from collections.abc import Callable
 from typing import Final
 
 from imagefs.cache.image import Image
@@ -32,6 +33,9 @@ OBJECT_BIT: Final = 1 << 63
 """What a nodeid has that names an object."""
 
 
+_SEEN_MAX: Final = 1 << 18
+
+
 class Slot:
     """An image's place in the forest. ``opens`` counts its open files, which a lazy unmount leaves behind."""
 
@@ -50,17 +54,20 @@ class Slot:
 
 
 class Forest:
-    """The images that are mounted."""
+    """The images that are mounted. ``late_opens`` counts opens of objects that the kernel could have had from SSD."""
 
-    __slots__ = ("_opens", "alone", "by_name", "slots")
+    __slots__ = ("_opens", "_seen", "alone", "by_name", "late_opens", "slots")
 
     def __init__(self) -> None:
         """Start without images."""
         self.slots: dict[int, Slot] = {}
         self.by_name: dict[bytes, Slot] = {}
         self.alone: Slot | None = None
+        self.late_opens = 0
         # How often objects are open, by nodeid.
         self._opens: dict[int, int] = {}
+        # Those that were, since this was asked for.
+        self._seen: set[int] = set()
 
     def add(self, number: int, image: Image) -> Slot:
         """Show an image as ``trees/<manifest>``."""
@@ -113,6 +120,8 @@ class Forest:
 
     def opened(self, node: int) -> None:
         """Count that an object was opened."""
+        if len(self._seen) < _SEEN_MAX:
+            self._seen.add(node)
         self._opens[node] = self._opens.get(node, 0) + 1
 
     def released(self, node: int) -> None:
@@ -123,7 +132,26 @@ class Forest:
 
     def is_in_use(self, slot: Slot) -> bool:
         """Say whether files of an image, or objects that it has, are open."""
-        return slot.opens > 0 or any(slot.image.objects.find_by_start(node & ~OBJECT_BIT) for node in self._opens)
+        return slot.opens > 0 or self.has_open_objects(slot)
+
+    def has_open_objects(self, slot: Slot) -> bool:
+        """Say whether objects are open that this image has and no other one."""
+        others = [other for other in self.slots.values() if other is not slot]
+        return any(_has(slot, node) and not any(_has(other, node) for other in others) for node in self._opens)
+
+    def take_moved(self, is_local: Callable[[ObjectRow], bool]) -> list[int]:
+        """Return the objects that were read here and are elsewhere now, and that nobody has open; once."""
+        moved = []
+        for node in self._seen - self._opens.keys():
+            found = self.object_at(node)
+            if found is None or is_local(found[1]):
+                moved.append(node)
+        self._seen.difference_update(moved)
+        return moved
+
+
+def _has(slot: Slot, node: int) -> bool:
+    return bool(slot.image.objects.find_by_start(node & ~OBJECT_BIT))
 
 
 def object_node(digest: bytes) -> int:

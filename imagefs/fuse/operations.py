@@ -246,8 +246,9 @@ class ImageOperations(Refusals):
         if flags & _WRITING:
             raise pyfuse3.FUSEError(errno.EROFS)
         if node & OBJECT_BIT:
-            self._record_of(node)
+            record = self._record_of(node)
             self._forest.opened(node)
+            self._forest.late_opens += self._reading.is_on_disk(record)
         else:
             slot, _nid = self._at(node)
             slot.opens += 1

@@ -9,7 +9,7 @@ process.
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 import pyfuse3
@@ -133,6 +133,11 @@ class FuseSession:
         self._reading.forget(slot)
         self._nursery.start_soon(self._drop_cached, slot.name)
 
+    async def drop_objects(self, nodes: Sequence[int]) -> None:
+        """Let the kernel drop the content that it has of these objects."""
+        if nodes:
+            await trio.to_thread.run_sync(_forget_content, nodes, abandon_on_cancel=True)
+
     async def _drop_cached(self, name: bytes) -> None:
         # A handler must not do this, nor the thread that runs them: the kernel may ask something before it answers.
         await trio.to_thread.run_sync(_invalidate, name, abandon_on_cancel=True)
@@ -141,6 +146,12 @@ class FuseSession:
 def _invalidate(name: bytes) -> None:
     with contextlib.suppress(OSError):
         pyfuse3.invalidate_entry(pyfuse3.InodeT(TREES), pyfuse3.FileNameT(name))
+
+
+def _forget_content(nodes: Sequence[int]) -> None:
+    for node in nodes:
+        with contextlib.suppress(OSError):
+            pyfuse3.invalidate_inode(pyfuse3.InodeT(node))
 
 
 def _tune(device: str) -> None:

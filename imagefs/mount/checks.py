@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from imagefs.errors import AccessError, MountError
-from imagefs.mount.mountinfo import FUSE_TYPE, mount_at
+from imagefs.mount.mountinfo import is_image, mount_at
 
 
 def canonical(mountpoint: str) -> Path:
@@ -23,7 +23,7 @@ def check_mountpoint(path: Path) -> None:
     """Raise ``MountError`` unless ``path`` is an empty directory where nothing is mounted. Blocks if its file system does."""
     mounted = mount_at(path)
     if mounted is not None:
-        if mounted.fstype == FUSE_TYPE:
+        if is_image(mounted):
             raise MountError(f"an image is already mounted at {path}", hint=f"imagefs umount {path}")
         raise MountError(f"something is already mounted at {path}: {mounted.source} ({mounted.fstype})")
     try:

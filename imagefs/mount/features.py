@@ -27,7 +27,8 @@ from imagefs.format.erofs_writer import write_tree
 from imagefs.format.tree import Inode
 from imagefs.mount.bind import unmount
 from imagefs.mount.fscontext import MOUNT_ATTR_RDONLY, attach, explained, setting_up
-from imagefs.mount.kernel import OVERLAY_TYPE, Backing, mount_image, mount_tree
+from imagefs.mount.kernel import Backing, mount_image, mount_tree
+from imagefs.mount.mountinfo import OVERLAY_TYPE
 
 MOUNTING: Final = "mounting"
 FUSE_DEVICE: Final = "/dev/fuse"

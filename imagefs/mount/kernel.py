@@ -36,12 +36,8 @@ from imagefs.mount.fscontext import (
 )
 from imagefs.mount.layers import STYLES, Layer, Style, give_layers, opened
 from imagefs.mount.loop import CONTROL, loop_device
-from imagefs.mount.mountinfo import mount_at
+from imagefs.mount.mountinfo import OVERLAY_TYPE, SOURCE, mount_at
 from imagefs.mount.upper import writable_layers
-
-SOURCE: Final = "imagefs"
-"""What ``/proc/self/mountinfo`` names as the source of an image's overlay."""
-OVERLAY_TYPE: Final = "overlay"
 
 _AGAIN: Final = "remove it, to have it fetched again"
 _MS_BIND: Final = 4096

@@ -11,7 +11,11 @@ from pathlib import Path
 from typing import Final
 
 FUSE_TYPE: Final = "fuse.imagefs"
-"""The file system type of our mounts."""
+"""The file system type of our mounts in FUSE mode."""
+
+OVERLAY_TYPE: Final = "overlay"
+SOURCE: Final = "imagefs"
+"""The file system type of those in kernel mode, and what they name as their source."""
 
 _PATH: Final = Path("/proc/self/mountinfo")
 _ESCAPE: Final = re.compile(rb"\\([0-7]{3})")
@@ -69,6 +73,11 @@ def mount_at(path: str | Path, entries: list[MountEntry] | None = None) -> Mount
         if entry.mountpoint == name:
             found = entry
     return found
+
+
+def is_image(entry: MountEntry | None) -> bool:
+    """Say whether a mount is one of our images, in whichever mode, or our FUSE mount."""
+    return entry is not None and (entry.fstype == FUSE_TYPE or (entry.fstype == OVERLAY_TYPE and entry.source == SOURCE))
 
 
 def _unescape(field: bytes) -> str:

@@ -11,11 +11,11 @@ from pathlib import Path
 from imagefs.errors import AccessError, MountError
 from imagefs.mount.bind import unmount
 from imagefs.mount.fusemount import is_fuse_mount, release_mount
-from imagefs.mount.mountinfo import FUSE_TYPE, mount_at, read_mounts
+from imagefs.mount.mountinfo import FUSE_TYPE, is_image, mount_at, read_mounts
 
 
-def detach_all(fuse: Path, recorded: Iterable[str]) -> list[str]:
-    """Detach the FUSE mount at ``fuse``, everything else that shows its file system, and the mounts that were ``recorded``.
+def detach_all(fuse: Path, trees: Path, recorded: Iterable[str]) -> list[str]:
+    """Detach the FUSE mount at ``fuse``, everything else that shows its file system, what is below ``trees``, and what was ``recorded``.
 
     Returns the mountpoints; those that would not go are left, and found again next time.
     """
@@ -25,7 +25,8 @@ def detach_all(fuse: Path, recorded: Iterable[str]) -> list[str]:
     gone = []
     for entry in reversed(entries):
         same = dead is not None and entry.device == dead.device and dead.fstype == FUSE_TYPE
-        if entry.fstype == FUSE_TYPE and (same or entry.mountpoint in known):
+        recorded_one = is_image(entry) and entry.mountpoint in known
+        if (entry.fstype == FUSE_TYPE and same) or recorded_one or Path(entry.mountpoint).is_relative_to(trees):
             with suppress(MountError, AccessError):
                 unmount(Path(entry.mountpoint), lazy=True)
                 gone.append(entry.mountpoint)

@@ -19,6 +19,10 @@ import msgspec
 from imagefs.errors import LimitError, StoreFullError
 
 SLOT_MAX: Final = (1 << 23) - 1
+FUSE: Final = "fuse"
+KERNEL: Final = "kernel"
+"""The modes in which an image is mounted."""
+
 _FORMAT: Final = 1
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from imagefs.daemon import client
-from imagefs.errors import DaemonError, IntegrityError, MountError, NotFoundError, StoreError, UnsupportedError
+from imagefs.errors import DaemonError, IntegrityError, MountError, NotFoundError, StoreError, UsageError
 from imagefs.mount.bind import unmount
 from imagefs.mount.mountinfo import mount_at
 from imagefs.store.base import blob_key, pack_key
@@ -119,8 +119,8 @@ def test_what_is_not_there_is_said(place: Place, image: str) -> None:
         client.mount(place.config, mountpoint=point, ref="tset")
     with pytest.raises(NotFoundError):
         client.mount(place.config, mountpoint=point, manifest="0" * 64)
-    with pytest.raises(UnsupportedError):
-        client.mount(place.config, mountpoint=point, manifest=image, mode="kernel")
+    with pytest.raises(UsageError):
+        client.mount(place.config, mountpoint=point, manifest=image, mode="none")
     with pytest.raises(MountError, match="no image is mounted"):
         client.umount(place.config, point)
     assert place.mounted() == [str(place.config.instance_dir() / "fuse")]

@@ -136,18 +136,35 @@ def test_two_objects_that_begin_alike_are_both_refused() -> None:
     assert forest.find_object(one) is None
 
 
-def test_an_image_is_in_use_while_an_object_that_it_has_is_open() -> None:
+def test_an_image_is_in_use_while_an_object_is_open_that_no_other_has() -> None:
     shared, own = digest_of(b"shared"), digest_of(b"own")
     forest = Forest()
     first, second = (forest.add(number, _Image(str(number), [shared, *more])) for number, more in ((1, [own]), (2, [])))  # type: ignore[arg-type]
     forest.opened(object_node(shared))
-    forest.opened(object_node(shared))
     forest.opened(object_node(own))
-    assert (forest.is_in_use(first), forest.is_in_use(second)) == (True, True)
-    forest.released(object_node(shared))
-    assert forest.is_in_use(second)
-    forest.released(object_node(shared))
+    forest.opened(object_node(own))
     assert (forest.is_in_use(first), forest.is_in_use(second)) == (True, False)
     forest.released(object_node(own))
+    assert forest.is_in_use(first)
     forest.released(object_node(own))
-    assert not forest.is_in_use(first)
+    assert (forest.is_in_use(first), forest.is_in_use(second)) == (False, False)
+    forest.drop(first)
+    assert forest.is_in_use(second), "the last that has it"
+    forest.released(object_node(shared))
+    assert not forest.is_in_use(second)
+    forest.released(object_node(shared))
+    assert not forest.is_in_use(second)
+
+
+def test_what_moved_is_told_once_it_is_closed_and_elsewhere() -> None:
+    here, gone, open_ = (digest_of(name) for name in (b"here", b"gone", b"open"))
+    forest = Forest()
+    forest.add(1, _Image("1", [here, gone, open_]))  # type: ignore[arg-type] # see _Image
+    for digest in (here, gone, open_):
+        forest.opened(object_node(digest))
+        if digest != open_:
+            forest.released(object_node(digest))
+    assert forest.take_moved(lambda row: row.digest != here) == [object_node(gone)]
+    assert forest.take_moved(lambda row: row.digest != here) == []
+    forest.released(object_node(open_))
+    assert set(forest.take_moved(lambda _: True)) == {object_node(here), object_node(open_)}

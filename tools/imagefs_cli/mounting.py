@@ -10,12 +10,14 @@ from imagefs_cli.options import Invocation, command, complete_directory, complet
 @click.argument("ref", shell_complete=complete_ref)
 @click.argument("mountpoint", shell_complete=complete_directory)
 @click.option("--mode", type=click.Choice(["auto", "kernel", "fuse"]), default="auto", show_default=True, help="How it is served.")
-@click.option("--upper", metavar="DIR", shell_complete=complete_directory, help="A writable layer (needs kernel mode).")
+@click.option("--upper", metavar="DIR", shell_complete=complete_directory, help="A writable layer, in an empty directory (kernel mode).")
+@click.option("--dev", is_flag=True, help="Let the image's devices work (kernel mode).")
+@click.option("--suid", is_flag=True, help="Let set-user-id programs of the image work (kernel mode).")
 @click.option("--foreground", is_flag=True, help="Stay until it is unmounted or interrupted, and unmount then.")
 @click.option("--no-prefetch", is_flag=True, help="Fetch nothing before it is read.")
 @click.option("--no-record", is_flag=True, help="Do not record what is read.")
 def mount_command(
-    invocation: Invocation, ref: str, mountpoint: str, mode: str, upper: str | None, foreground: bool, no_prefetch: bool, no_record: bool
+    invocation: Invocation, ref: str, mountpoint: str, *, mode: str, upper: str | None, foreground: bool, **options: bool
 ) -> None:
     """Mount image REF at MOUNTPOINT, an empty directory; returns when it serves.
 
@@ -23,15 +25,11 @@ def mount_command(
     if there is none.
     """
     from imagefs.daemon import client
-    from imagefs.errors import UnsupportedError
 
-    del no_prefetch, no_record  # this version does neither
-    if upper is not None:
-        raise UnsupportedError(
-            "--upper needs kernel mode, which is not in this version", hint="mount an overlay over the mountpoint yourself"
-        )
+    # --no-prefetch and --no-record: this version does neither.
     config = invocation.config()
-    result = client.mount(config, ref=ref, mountpoint=mountpoint, mode=mode)
+    place = client.absolute(upper) if upper else ""
+    result = client.mount(config, ref=ref, mountpoint=mountpoint, mode=mode, upper=place, dev=options["dev"], suid=options["suid"])
     if mode == "auto" and not invocation.wants_json:
         output.say(f"{result['mode']} mode: {result['reason']}")
     if invocation.wants_json:

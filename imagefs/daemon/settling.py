@@ -1,0 +1,46 @@
+"""When kernel mounts look anew where the content of their files is.
+
+An overlay keeps, as long as it keeps a file's inode, to the layer where it found the content: a file that was opened while its object was
+still on its way is asked of the daemon for ever, and an object that was evicted keeps its room on the disk. Settling ends both
+(``imagefs.mount.kernel.settle``), but for what is open in that moment, of which the next opens are asked for here again.
+
+It costs the kernel's unused directory entries of that mount. So it is done when a burst is over: when for a second nothing was promoted,
+evicted, or opened here that SSD has, or after ten seconds of a burst that does not end; and where one is soon followed by the next, because
+something stays open that is opened again and again, less and less often.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import structlog
+import trio
+
+_QUIET: Final = 1.0
+_LONG: Final = 10.0
+_PAUSE_MAX: Final = 300.0
+
+
+async def settle_when_quiet(
+    changes: Callable[[], int], settle: Callable[[], Awaitable[None]], log: structlog.typing.FilteringBoundLogger
+) -> None:
+    """Call ``settle`` when ``changes``, a count that only grows, has changed and stands still again."""
+    settled = last = changes()
+    begun: float | None = None
+    pause, settled_at = _QUIET, trio.current_time()
+    while True:
+        await trio.sleep(_QUIET)
+        now, time = changes(), trio.current_time()
+        if now == settled:
+            begun = None
+            if time - settled_at > 2 * pause:
+                pause = _QUIET
+        else:
+            begun = begun or time
+            if time - settled_at >= pause and (now == last or time - begun >= _LONG):
+                pause = min(2 * pause, _PAUSE_MAX)
+                try:
+                    await settle()
+                except Exception:
+                    log.exception("settling_bug")
+                settled, settled_at, begun = now, trio.current_time(), None
+        last = now
