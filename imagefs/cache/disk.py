@@ -140,6 +140,11 @@ class DiskTier:
         self._wake.set()
         return True
 
+    @property
+    def has_room(self) -> bool:
+        """Whether the queue has room, and bytes are taken."""
+        return self._queue.size < QUEUE_MAX // 2 and self._wall() >= self._off_until
+
     def reader_waits(self) -> None:
         """Note that a reader waits for something: what is to be written can wait a little for it."""
         self._asked_at = trio.current_time()

@@ -5,6 +5,7 @@ Invariants:
 - a piece is ``IN_FLIGHT`` from :meth:`Flights.mark` on, which is when it is decided to bring it, until it is settled, failed or unmarked:
   so nothing is brought twice, not even by two parts of one read that have the same slab;
 - what is settled is verified, may be read from then on, is counted in the RAM tier, and is offered to SSD if it came from the store;
+- what SSD's queue has no room for is owed: it is offered again when there is room, if RAM has it then;
 - a frame that failed is refused for ``BAD_SECONDS`` without asking again; its neighbours are not.
 
 All of it is synchronous and belongs to the trio thread. What does not live here: what is to be fetched (``fetcher``), and how
@@ -12,7 +13,9 @@ All of it is synchronous and belongs to the trio thread. What does not live here
 """
 
 import time
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final, Protocol
 
@@ -32,6 +35,7 @@ BAD_SECONDS: Final = 2.0
 """How long a frame that could not be had is refused without asking again."""
 
 _BAD_MAX: Final = 4096
+_OWED_MAX: Final = 16384
 
 Flight = tuple[Run[Tag], Ticket]
 """One GET: the frames that it brings, and its place in the queue."""
@@ -65,6 +69,8 @@ class Flights:
         self._bad: dict[tuple[str, bytes], tuple[float, ImageFSError]] = {}  # errors without a traceback, which holds slabs and images
         # Pieces that are on their way from the store: whoever comes to wait for one promotes its GET.
         self._tickets: dict[tuple[Slab, int], Ticket] = {}
+        # What SSD had no room for: by slab's name and first piece, the part without its slab, and the last piece (exclusive).
+        self._owed: OrderedDict[tuple[Hashable, int], tuple[Part, int]] = OrderedDict()
 
     # -- before ---------------------------------------------------------------------------------------------------------------------
 
@@ -150,14 +156,29 @@ class Flights:
             self._ram.landed(slab, landed)
             slab.lot.unpark_all()
 
-    def _land(self, disk: DiskTier, part: Part, slab: Slab, first: int, last: int) -> None:
-        """Start keeping pieces from ``first`` to ``last`` (exclusive) on SSD."""
+    def _land(self, disk: DiskTier, part: Part, slab: Slab, first: int, last: int) -> bool:
+        """Start keeping pieces from ``first`` to ``last`` (exclusive) on SSD; False if there is no room now."""
         start, end = slab.bounds[first], slab.bounds[last]
         if part.name:
             place = Place(part.name, part.size, part.holes)
         else:
             place = Place(part.frame(first).digest, slab.bounds[-1], tuple, partial(part.record.lookup.members.of, part.frames[first]))
-        disk.land(place, part.base + start, slab.view[start:end], partial(self._ram.saved, slab, end - start))
+        if disk.land(place, part.base + start, slab.view[start:end], partial(self._saved, disk, slab, end - start)):
+            return True
+        if len(self._owed) >= _OWED_MAX:
+            self._owed.popitem(last=False)
+        # Without its slab, or what SSD is owed would be kept in memory whatever RAM's bound is.
+        self._owed[slab.key, first] = replace(part, slab=None), last
+        return False
+
+    def _saved(self, disk: DiskTier, slab: Slab, count: int) -> None:
+        """Take in that bytes are on SSD, and offer what is owed."""
+        self._ram.saved(slab, count)
+        while self._owed and disk.has_room:
+            (key, first), (part, last) = self._owed.popitem(last=False)
+            part.slab = self._ram.get(key)
+            if part.slab is not None and part.slab.has(first, last) and not self._land(disk, part, part.slab, first, last):
+                return
 
     def fail(self, failed: Failures, *, store: bool, remember: bool = True) -> None:
         """Put failed pieces back to missing, and wake who waits; ``remember``: refuse them for a while, with the reason, and log it.

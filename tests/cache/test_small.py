@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import trio
 
 from imagefs.cache.disk import DiskTier
 from imagefs.cache.fetcher import Fetcher
@@ -113,3 +114,30 @@ def test_one_that_goes_from_ssd_comes_with_its_frame_again(host: Host) -> None:
     host.run(fill)
     host.run(again)
     assert len(host.store.gets) == 1
+
+
+def test_what_the_queue_had_no_room_for_lands_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imagefs.cache.disk_queue.QUEUE_MAX", 1_500_000)
+    monkeypatch.setattr("imagefs.cache.disk.QUEUE_MAX", 1_500_000)
+    store = open_store(f"file://{tmp_path}/store", create=True)
+    maker = Maker(store)
+    files = [[noise(20_000, 100 * frame + number) for number in range(10)] for frame in range(20)]
+    for frame, contents in enumerate(files):
+        maker.shared({f"{frame}.{number}": data for number, data in enumerate(contents)})
+    big = noise(1_000_000, 7)
+    maker.file("big", big)
+    host = Host(maker, tmp_path / "cache")
+
+    async def body(fetcher: Fetcher, disk: DiskTier, record: Find) -> None:
+        for contents in files:
+            assert await read(fetcher, record(contents[0]), 0, 20_000) == contents[0]
+        assert await read(fetcher, record(big), 0, len(big)) == big
+        assert disk.counters.not_landed_bytes > 0, "there was no room"
+        with trio.fail_after(20):
+            while disk.complete < 201:  # noqa: ASYNC110 # there is no event for it outside
+                await trio.sleep(0.01)
+        # What it was first refused counts as such; nothing is fetched for it.
+        assert host.counters.frames_fetched == 20 + 4
+
+    host.run(body)
+    store.close()
