@@ -135,11 +135,13 @@ class _Supervisor:
                 worker.heard_at = now
         self._turned_at = now
         for worker in self._all():
+            # Looked at first: what it has said before it ended is heard then.
+            has_ended = worker.has_ended()
             for said in worker.heard():
                 self._hear(worker, said)
             if worker.has_hung_up:
                 self._ignore(worker)
-            if worker.has_ended():
+            if has_ended:
                 self._bury(worker)
         self._watch(now)
 

@@ -4,7 +4,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,19 +12,17 @@ from typing import Any, Final
 from tests.system.world import World, wait_until
 
 _DAEMON: Final = """
-import os, sys
+import sys
 from pathlib import Path
 from imagefs.config import load_config
 from imagefs.daemon.instance import Role
 from imagefs.daemon.supervisor import Ways, run_daemon
-from imagefs.fuse.handover import Connection
-ways, role = eval(sys.argv[1]), Role(load_config())
-ways = Ways(**ways)
-run_daemon(role, lambda: print("ready", flush=True), ways)
+role = Role(load_config(), Path(sys.argv[2]) if sys.argv[2] else None)
+run_daemon(role, lambda: print("ready", flush=True), Ways(**eval(sys.argv[1])))
 """
 
 _WORKER: Final = """
-import ctypes, os, sys, threading, time
+import os, sys, time
 from pathlib import Path
 orders = Path({orders!r})
 if (orders / "fail").exists():
@@ -54,6 +51,20 @@ async def hanging(self, node, name, context):
         time.sleep(1000)
     return await getxattr(self, node, name, context)
 ImageOperations.getxattr = hanging
+def dying(name, function, late):
+    def either(*args, **fields):
+        result = function(*args, **fields) if late else None
+        if (orders / name).exists():
+            (orders / name).unlink()
+            os.kill(os.getpid(), 9)
+        return result if late else function(*args, **fields)
+    return either
+from imagefs.daemon import mounter, service
+from imagefs.fuse.handover import Takeover
+mounter.bind_readonly = dying("die-bound", mounter.bind_readonly, True)
+mounter.unmount = dying("die-unmounted", mounter.unmount, True)
+Takeover.switch = dying("die-unanswered", Takeover.switch, False)
+service.Service._status = dying("die-asked", service.Service._status, False)
 worker.main()
 """
 
@@ -63,15 +74,18 @@ class Orders:
 
     ``fail`` and ``crash``: to end as soon as they are started; ``refuse``: to have code that cannot be loaded; ``slow``: to wait with each
     GET of a pack until it is gone (``asked`` appears when one is asked for); ``hang``: to hang with the next extended attribute.
+
+    To be killed once: ``die-bound`` and ``die-unmounted`` when the kernel has done what a command asked for, ``die-asked`` when a command
+    asks for the status, ``die-unanswered`` when the kernel waits for the answer to FUSE_INIT.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         folder.mkdir()
 
-    @property
-    def command(self) -> tuple[str, ...]:
-        return (sys.executable, "-P", "-X", "faulthandler", "-c", _WORKER.format(orders=str(self._folder)))
+    def command(self, world: World) -> tuple[str, ...]:
+        """Return what runs a worker that takes these orders."""
+        return (world.interpreter, "-P", "-X", "faulthandler", "-c", _WORKER.format(orders=str(self._folder)))
 
     @contextlib.contextmanager
     def given(self, name: str) -> Iterator[None]:
@@ -84,10 +98,11 @@ class Orders:
 
 
 @contextlib.contextmanager
-def daemon(world: World, **ways: object) -> Iterator[subprocess.Popen[str]]:
-    """Run a daemon that does some things in other ways, and end it."""
-    command = [sys.executable, "-c", _DAEMON, repr(ways)]
-    with subprocess.Popen(command, env=world.env, cwd=world.root, stdout=subprocess.PIPE, text=True) as process:
+def daemon(world: World, mountpoint: Path | None = None, **ways: object) -> Iterator[subprocess.Popen[str]]:
+    """Run a daemon that does some things in other ways, for one mountpoint if that is given, and end it."""
+    command = [world.interpreter, "-c", _DAEMON, repr(ways), str(mountpoint or "")]
+    user: dict[str, Any] = {} if world.user is None else {"user": world.user, "group": world.user, "extra_groups": []}
+    with subprocess.Popen(command, env=world.env, cwd=world.root, stdout=subprocess.PIPE, text=True, **user) as process:
         try:
             assert process.stdout is not None
             assert process.stdout.readline() == "ready\n", world.logs()

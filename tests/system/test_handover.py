@@ -93,7 +93,7 @@ def test_a_worker_has_no_descriptor_that_it_does_not_need(reading_world: World) 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
 def test_a_read_under_way_is_answered_by_the_next_worker(reading_world: World, tmp_path: Path, number: int) -> None:
     world, orders = reading_world, Orders(tmp_path / "orders")
-    with daemon(world, command=orders.command):
+    with daemon(world, command=orders.command(world)):
         point = world.mount()
         pid = worker(world)
         with orders.given("slow"):
@@ -122,7 +122,7 @@ def test_files_that_were_open_and_mapped_are_read_on(reading_world: World) -> No
 @pytest.mark.parametrize("how", ["stopped", "hanging"])
 def test_a_worker_that_is_silent_is_replaced(reading_world: World, tmp_path: Path, how: str) -> None:
     world, orders = reading_world, Orders(tmp_path / "orders")
-    with daemon(world, command=orders.command, silence=2.0):
+    with daemon(world, command=orders.command(world), silence=2.0):
         point = world.mount()
         pid = worker(world)
         begun = time.monotonic()
@@ -164,7 +164,7 @@ def test_a_supervisor_that_stood_still_does_not_blame_its_worker(reading_world: 
 
 def test_a_crash_loop_keeps_the_mounts_and_tells_how_it_began(reading_world: World, tmp_path: Path) -> None:
     world, orders = reading_world, Orders(tmp_path / "orders")
-    with daemon(world, command=orders.command, pauses=(0.0, 0.1, 0.2, 1.0, 3.0)):
+    with daemon(world, command=orders.command(world), pauses=(0.0, 0.1, 0.2, 1.0, 3.0)):
         point = world.mount()
         pid = worker(world)
         with orders.given("crash"):
@@ -192,7 +192,7 @@ def test_a_crash_loop_keeps_the_mounts_and_tells_how_it_began(reading_world: Wor
 
 def test_a_daemon_in_a_crash_loop_can_be_stopped(reading_world: World, tmp_path: Path) -> None:
     world, orders = reading_world, Orders(tmp_path / "orders")
-    with daemon(world, command=orders.command, pauses=(0.0, 30.0)) as supervisor:
+    with daemon(world, command=orders.command(world), pauses=(0.0, 30.0)) as supervisor:
         point = world.mount()
         (point / "small/001").read_bytes()
         with orders.given("fail"):
@@ -265,6 +265,32 @@ def test_commands_that_meet_a_dying_worker_succeed(reading_world: World) -> None
         assert all(isinstance(count, int) and count > 3 for count in counts), (counts, world.logs())
         assert [mount["mountpoint"] for mount in status(world)["mounts"]] == [str(world.root / "keeper")]
         assert mounts_below(world.root / "m0") == mounts_below(world.root / "m1") == []
+
+
+@pytest.mark.parametrize("when", ["die-bound", "die-unmounted", "die-asked"])
+def test_a_command_whose_worker_dies_before_it_answers_succeeds(reading_world: World, tmp_path: Path, when: str) -> None:
+    world, orders = reading_world, Orders(tmp_path / "orders")
+    with daemon(world, command=orders.command(world)):
+        keeper, point = world.mount(name="keeper"), world.root / "mnt"
+        if when != "die-bound":
+            world.mount()
+        with orders.given(when):
+            match when:
+                case "die-bound":
+                    point.mkdir()
+                    told = world.run("mount", "test", str(point), "--json").json
+                    assert told["mountpoint"] == str(point)
+                case "die-unmounted":
+                    world.run("umount", str(point))
+                case "die-asked":
+                    assert len(status(world)["mounts"]) == 2
+            assert not orders.is_there(when), "it did not die"
+        there = [keeper] if when == "die-unmounted" else [keeper, point]
+        assert sorted(mount["mountpoint"] for mount in status(world)["mounts"]) == sorted(map(str, there))
+        assert status(world)["worker_restarts"] == 1
+        assert len(mounts_below(point)) == len(there) - 1
+        for path in there:
+            assert (path / NAME).read_bytes() == content(NAME)
 
 
 def test_the_last_unmount_ends_a_daemon_whose_worker_was_replaced(reading_world: World) -> None:

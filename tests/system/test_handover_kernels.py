@@ -26,7 +26,7 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 def test_without_resend_what_is_under_way_fails_at_once_and_what_comes_later_does_not(reading_world: World, tmp_path: Path) -> None:
     world, orders = reading_world, Orders(tmp_path / "orders")
-    with daemon(world, command=orders.command, resend=False):
+    with daemon(world, command=orders.command(world), resend=False):
         point = world.mount()
         for _ in range(3):
             pid = worker(world)
@@ -45,7 +45,7 @@ def test_without_resend_what_is_under_way_fails_at_once_and_what_comes_later_doe
 def test_without_resend_a_read_under_way_is_repeated_by_the_kernel(reading_world: World, tmp_path: Path) -> None:
     """What was read ahead and failed is read again when it is wanted: most reads do not even fail."""
     world, orders = reading_world, Orders(tmp_path / "orders")
-    with daemon(world, command=orders.command, resend=False):
+    with daemon(world, command=orders.command(world), resend=False):
         point = world.mount()
         pid = worker(world)
         with orders.given("slow"):
@@ -79,7 +79,7 @@ def test_without_resend_a_kill_under_load_fails_some_reads_and_hangs_none(readin
 
 def test_without_resend_a_reload_waits_for_what_is_under_way(reading_world: World, tmp_path: Path) -> None:
     world, orders = reading_world, Orders(tmp_path / "orders")
-    with daemon(world, command=orders.command, resend=False):
+    with daemon(world, command=orders.command(world), resend=False):
         point = world.mount()
         pid = worker(world)
         with orders.given("slow"):
@@ -91,7 +91,7 @@ def test_without_resend_a_reload_waits_for_what_is_under_way(reading_world: Worl
         reload.outcome(30)
         assert worker(world) != pid
         with load(point, ("pread", "whole", "open", "list")) as under_way:
-            for _ in range(5):
+            for _ in range(20):
                 world.run("daemon", "reload")
             seen = under_way.stop()
         check(seen)
@@ -136,6 +136,25 @@ def test_without_root_a_worker_is_replaced_too(user: World) -> None:
     user.run("umount", point)
     wait_until(lambda: user.pids() == [], "the daemon to end", 20)
     assert mounts_below(user.root) == []
+
+
+@pytest.mark.parametrize("resend", [None, False])
+def test_a_mount_whose_worker_dies_before_the_kernel_has_its_answer_is_made_again(user: World, resend: bool | None) -> None:
+    orders = Orders(user.root / "orders")
+    user.become(65534)
+    point = user.root / "mnt"
+    point.mkdir()
+    os.chown(point, 65534, 65534)
+    with daemon(user, point, command=orders.command(user), resend=resend):
+        with orders.given("die-unanswered"):
+            os.chown(user.root / "orders/die-unanswered", 65534, 65534)
+            user.run("mount", "test", point)
+            assert not orders.is_there("die-unanswered"), "it did not die"
+        assert mounts_below(point) == [os.fsencode(point)]
+        assert read_as_user(point / NAME) == content(NAME)
+        assert status(user)["worker_restarts"] == 1
+        user.run("umount", point)
+    assert mounts_below(point) == []
 
 
 def test_without_root_a_mount_that_goes_while_there_is_no_worker_ends_the_daemon(user: World) -> None:

@@ -49,7 +49,7 @@ def test_reload_under_load(reading_world: World, how: str) -> None:
 def test_a_read_that_takes_long_does_not_hold_up_a_reload(reading_world: World, tmp_path: Path) -> None:
     """It is given up, and done by the next worker."""
     world, orders = reading_world, Orders(tmp_path / "orders")
-    with daemon(world, command=orders.command):
+    with daemon(world, command=orders.command(world)):
         point = world.mount()
         with orders.given("slow"):
             read = InBackground((point / NAME).read_bytes)
@@ -63,7 +63,7 @@ def test_a_read_that_takes_long_does_not_hold_up_a_reload(reading_world: World, 
 
 def test_code_that_cannot_be_loaded_changes_nothing(reading_world: World, tmp_path: Path) -> None:
     world, orders = reading_world, Orders(tmp_path / "orders")
-    with daemon(world, command=orders.command) as supervisor:
+    with daemon(world, command=orders.command(world)) as supervisor:
         point = world.mount()
         pid = worker(world)
         with orders.given("refuse"):
@@ -81,7 +81,7 @@ def test_code_that_cannot_be_loaded_changes_nothing(reading_world: World, tmp_pa
 
 def test_a_worker_that_dies_during_a_reload_is_followed_by_the_new_one(reading_world: World, tmp_path: Path) -> None:
     world, orders = reading_world, Orders(tmp_path / "orders")
-    with daemon(world, command=orders.command) as supervisor:
+    with daemon(world, command=orders.command(world)) as supervisor:
         point = world.mount()
         pid = worker(world)
         kill(supervisor.pid, signal.SIGHUP)

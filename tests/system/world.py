@@ -260,13 +260,20 @@ class World:
         return self.user is None or all(path.stat().st_mode & 0o001 for path in Path(sys.executable).resolve().parents)
 
     @property
+    def interpreter(self) -> str:
+        """An interpreter that this world's user may run."""
+        if self._reachable:
+            return sys.executable
+        system = f"/usr/bin/python3.{sys.version_info.minor}"
+        if not Path(system).exists():
+            missing(f"{sys.executable} is out of reach for other users, and there is no {system}")
+        return system
+
+    @property
     def _command(self) -> Sequence[str]:
         run = ["-c", "import sys; from imagefs_cli.main import main; sys.exit(main())"]
         if not self._reachable:
-            system = f"/usr/bin/python3.{sys.version_info.minor}"
-            if not Path(system).exists():
-                missing(f"{sys.executable} is out of reach for other users, and there is no {system}")
-            return [system, *run]
+            return [self.interpreter, *run]
         script = Path(sys.executable).with_name("imagefs")
         return [str(script)] if script.exists() else [sys.executable, *run]
 
