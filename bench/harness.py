@@ -148,10 +148,10 @@ class Product:
         return timed(IMAGEFS, *args, env=self.env)
 
     @contextlib.contextmanager
-    def mount(self, ref: str) -> Iterator[Path]:
+    def mount(self, ref: str, *options: str) -> Iterator[Path]:
         """Mount ``ref`` for the length of the block."""
         point = Path(tempfile.mkdtemp(prefix="mnt-", dir=self.base))
-        self.timed("mount", ref, point)
+        self.timed("mount", ref, point, *options)
         try:
             yield point
         finally:
