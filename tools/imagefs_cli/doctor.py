@@ -54,7 +54,7 @@ def examine(invocation: Invocation) -> Iterator[Finding]:
     if os.geteuid() != 0:
         yield _allow_other()
     yield _admin()
-    yield _kernel("FUSE resend", (6, 9), "a new daemon process answers what the old one had not")
+    yield _kernel("FUSE resend", (6, 9), "when the serving process dies, the next one answers what it had not")
     yield from _kernel_mode(invocation.config().cache)
     yield _directory("runtime", invocation.config().runtime)
     yield _directory("cache", invocation.config().cache)
@@ -119,7 +119,7 @@ def _kernel(name: str, needed: tuple[int, int], gives: str) -> Finding:
         name,
         "warn",
         f"Linux {release} does not have it: {gives}",
-        f"Linux {needed[0]}.{needed[1]} or newer; nothing in this version needs it",
+        f"Linux {needed[0]}.{needed[1]} or newer; before that, what is being asked for in that moment fails, and mounts stay",
     )
 
 
