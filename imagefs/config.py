@@ -19,6 +19,8 @@ from imagefs.errors import UsageError
 from imagefs.store.s3_url import is_s3_url, parse_s3_url
 
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+MODES: Final = ("auto", "kernel", "fuse")
+"""How images are mounted; ``auto`` is kernel mode where that works."""
 
 ENVIRONMENT: Final[Mapping[str, str]] = {
     "store": "IMAGEFS_STORE",
@@ -28,6 +30,7 @@ ENVIRONMENT: Final[Mapping[str, str]] = {
     "cache_bytes": "IMAGEFS_CACHE_BYTES",
     "cache_floor": "IMAGEFS_CACHE_FLOOR",
     "store_deadline": "IMAGEFS_STORE_DEADLINE",
+    "mode": "IMAGEFS_MODE",
     "log_level": "IMAGEFS_LOG_LEVEL",
 }
 """The environment variable of each setting. ``IMAGEFS_CONFIG`` names the TOML file."""
@@ -45,7 +48,8 @@ class Config:
 
     ``store`` is a URL; ``cache`` holds the SSD tier, ``runtime`` the sockets and the mount table. ``ram_bytes`` bounds the RAM tier;
     ``cache_bytes`` the SSD tier (0: only the free space does), which leaves ``cache_floor`` bytes free on its file system (None: a
-    twentieth of it, 10 GiB at most). ``store_deadline`` is in seconds: no read waits longer for the store.
+    twentieth of it, 10 GiB at most). ``store_deadline`` is in seconds: no read waits longer for the store. ``mode``, one of ``MODES``, is
+    how images are mounted of which nothing else is said.
     """
 
     store: str
@@ -55,6 +59,7 @@ class Config:
     cache_bytes: int = 0
     cache_floor: int | None = None
     store_deadline: float = 30.0
+    mode: str = "auto"
     log_level: str = "warning"
 
     def instance(self, mountpoint: str | Path | None = None) -> str:
@@ -247,11 +252,14 @@ def _deadline(value: object, origin: str) -> float:
     return seconds
 
 
-def _log_level(value: object, origin: str) -> str:
-    level = _text(value, origin).lower()
-    if level not in LOG_LEVELS:
-        raise UsageError(f"{origin}: no such log level: {value!r}", hint="one of " + ", ".join(LOG_LEVELS))
-    return level
+def _one_of(what: str, known: tuple[str, ...]) -> Callable[[object, str], str]:
+    def parse(value: object, origin: str) -> str:
+        text = _text(value, origin).lower()
+        if text not in known:
+            raise UsageError(f"{origin}: no such {what}: {value!r}", hint="one of " + ", ".join(known))
+        return text
+
+    return parse
 
 
 _PARSERS: Final[Mapping[str, Callable[[object, str], Any]]] = {
@@ -262,5 +270,6 @@ _PARSERS: Final[Mapping[str, Callable[[object, str], Any]]] = {
     "cache_bytes": _cache_bytes,
     "cache_floor": _cache_floor,
     "store_deadline": _deadline,
-    "log_level": _log_level,
+    "mode": _one_of("mode", MODES),
+    "log_level": _one_of("log level", LOG_LEVELS),
 }

@@ -42,15 +42,15 @@ def mount(
     mountpoint: str | Path,
     ref: str = "",
     manifest: str | None = None,
-    mode: str = "auto",
+    mode: str | None = None,
     upper: str = "",
     dev: bool = False,
     suid: bool = False,
 ) -> dict[str, Any]:
     """Mount an image, with a daemon started for it if there is none.
 
-    ``upper``, an absolute path, ``dev`` and ``suid`` are for kernel mode. Returns ``{mountpoint, ref, manifest, mode, reason, files, bytes,
-    index_bytes, index_moved, seconds}``; raises what the daemon met.
+    ``mode`` None: that of the configuration. ``upper``, an absolute path, ``dev`` and ``suid`` are for kernel mode. Returns ``{mountpoint,
+    ref, manifest, mode, reason, files, bytes, index_bytes, index_moved, seconds}``; raises what the daemon met.
     """
     place = absolute(mountpoint)
     at = home(place)
@@ -58,7 +58,7 @@ def mount(
         "mountpoint": place,
         "ref": ref,
         "manifest": manifest,
-        "mode": mode,
+        "mode": mode or config.mode,
         "namespace": _namespace(),
         "upper": upper,
         "dev": dev,

@@ -17,6 +17,7 @@ from imagefs.cache.index import INDEX
 from imagefs.fuse.forest import OBJECTS_NAME
 from imagefs.mount.bind import unmount
 from imagefs.mount.features import KernelMode, probe
+from imagefs.mount.fscontext import explained
 from imagefs.mount.kernel import keep_private, mount_image, mount_tree
 from imagefs.mount.mountinfo import mount_at
 
@@ -41,12 +42,13 @@ class KernelMounts:
         """Mount an image at ``target``. ``MountError``, ``AccessError``, ``IntegrityError``."""
         tree = self._trees / image.name
         is_new = mount_at(tree) is None
-        if is_new:
-            self._trees.mkdir(mode=0o700, exist_ok=True)
-            keep_private(self._trees)
-            tree.mkdir(mode=0o700, exist_ok=True)
-            mount_tree(self._cache / INDEX / image.manifest.tree.digest, tree, backing=self.mode().backing)
         try:
+            if is_new:
+                with explained(f"cannot make {tree}"):
+                    self._trees.mkdir(mode=0o700, exist_ok=True)
+                    keep_private(self._trees)
+                    tree.mkdir(mode=0o700, exist_ok=True)
+                mount_tree(self._cache / INDEX / image.manifest.tree.digest, tree, backing=self.mode().backing)
             mount_image(target, tree, self._cache / OBJECTS, self._lazy, upper=upper, dev=dev, suid=suid)
         except BaseException:
             if is_new:
@@ -63,7 +65,7 @@ class KernelMounts:
 
     def keep(self, manifests: Container[str]) -> None:
         """Take away the trees of all images but these, and with the last of them what they were mounted in."""
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             names = [tree.name for tree in self._trees.iterdir()]
             for name in names:
                 if name not in manifests:

@@ -17,12 +17,13 @@ from pathlib import Path
 
 import structlog
 import trio
+from msgspec import structs
 
 from imagefs.cache.image import Image
 from imagefs.daemon.kernel_mounts import KernelMounts
 from imagefs.daemon.requests import Mount
 from imagefs.daemon.service import in_thread
-from imagefs.errors import DeadlineError, ImageFSError, MountError, UnsupportedError
+from imagefs.errors import AccessError, DeadlineError, ImageFSError, MountError, UnsupportedError
 from imagefs.format.objectmap import ObjectRow
 from imagefs.fuse.forest import Forest, Slot
 from imagefs.fuse.session import FuseSession
@@ -98,7 +99,7 @@ class RootMounter:
             self._log.warning("table_not_saved", error=error.message)
 
     async def mount(self, image: Image, request: Mount, mountpoint: str) -> tuple[MountRecord, str]:
-        """Mount an image at ``mountpoint``, in kernel mode if that is asked for."""
+        """Mount an image at ``mountpoint``, in kernel mode unless FUSE mode is asked for or all that works."""
         async with self._lock:
             mode, reason = await self._mode(request)
             path = Path(mountpoint)
@@ -110,11 +111,12 @@ class RootMounter:
             try:
                 if slot is None:
                     self._session.show(number, image)
-                if mode == KERNEL and self._kernel is not None:
-                    await self._call(
-                        path, partial(self._kernel.mount, upper=_path(request.upper), dev=request.dev, suid=request.suid), image, path
-                    )
-                else:
+                problem = await self._mount_kernel(image, request, path) if mode == KERNEL else None
+                if problem is not None:
+                    mode, reason = FUSE, problem
+                    record = structs.replace(record, mode=mode)
+                    self._table.add(record)
+                if mode == FUSE:
                     await self._call(path, bind_readonly, self._fuse / "trees" / image.name, path)
             except BaseException:
                 self._forget(mountpoint)
@@ -123,8 +125,17 @@ class RootMounter:
 
     async def _mode(self, request: Mount) -> tuple[str, str]:
         """Return in which mode to mount, and why."""
-        if request.mode != KERNEL and not (request.upper or request.dev or request.suid):
-            return FUSE, "asked for" if request.mode == FUSE else "kernel mode is taken where it is asked for: --mode kernel"
+        if request.mode == FUSE:
+            return FUSE, "asked for"
+        try:
+            return KERNEL, await self._kernel_mode()
+        except ImageFSError as error:
+            if _must_be_kernel(request):
+                raise
+            return FUSE, error.message
+
+    async def _kernel_mode(self) -> str:
+        """Return by which means kernel mode works here; raise why it does not."""
         if self._kernel is None:
             raise UnsupportedError("kernel mode needs an SSD tier, and this daemon has none", hint="its log says why")
         found = await in_thread(self._kernel.mode)
@@ -132,7 +143,20 @@ class RootMounter:
             raise UnsupportedError(
                 f"kernel mode cannot be on this host: {found.reason}", hint="imagefs doctor says what helps; --mode fuse works"
             )
-        return KERNEL, found.reason
+        return found.reason
+
+    async def _mount_kernel(self, image: Image, request: Mount, path: Path) -> str | None:
+        """Mount in kernel mode; return why that failed, where FUSE mode will do."""
+        assert self._kernel is not None
+        mount = partial(self._kernel.mount, upper=_path(request.upper), dev=request.dev, suid=request.suid)
+        try:
+            await self._call(path, mount, image, path)
+        except (MountError, AccessError) as error:
+            if _must_be_kernel(request):
+                raise
+            self._log.warning("kernel_mode_failed", mountpoint=str(path), error=error.message)
+            return error.message
+        return None
 
     async def _call(self, path: Path, function: Callable[..., object], *args: object) -> None:
         with trio.move_on_after(_CALL_SECONDS) as scope:
@@ -243,6 +267,10 @@ class RootMounter:
                     self._log.error("unmount_failed", mountpoint=record.mountpoint, error=error.message)
             self._table.clear()
             await self._release_trees()
+
+
+def _must_be_kernel(request: Mount) -> bool:
+    return bool(request.mode == KERNEL or request.upper or request.dev or request.suid)
 
 
 def _path(name: str) -> Path | None:

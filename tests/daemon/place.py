@@ -35,6 +35,7 @@ class Place:
             cache=self.root / "cache",
             runtime=self.root / "run",
             store_deadline=self.store_deadline,
+            mode="fuse",
             log_level="info",
         )
 

@@ -118,6 +118,7 @@ class World:
         self.scratch.mkdir(parents=True)
         self.environment: dict[str, str] = {}
         self.user: int | None = None
+        self.mode = "fuse"
 
     def become(self, user: int) -> None:
         """Run every further command as ``user``, who gets this world's directories, and passage through those above them."""
@@ -147,7 +148,7 @@ class World:
     def start(self, *arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
         """Start a command and leave it running; end it with :func:`end`."""
         return subprocess.Popen(
-            [*self._command, *map(str, arguments)],
+            [*self.command, *map(str, arguments)],
             env=self.env,
             cwd=self.root,
             stdin=subprocess.DEVNULL,
@@ -186,12 +187,12 @@ class World:
         return figures
 
     def mount(self, ref: str = "test", name: str = "mnt", *options: str) -> Path:
-        """Mount in FUSE mode at a new directory ``name``; return it."""
+        """Mount in this world's ``mode`` at a new directory ``name``; return it."""
         point = self.root / name
         point.mkdir(exist_ok=True)
         if self.user is not None:
             os.chown(point, self.user, self.user)
-        self.run("mount", ref, str(point), "--mode", "fuse", *options)
+        self.run("mount", ref, str(point), "--mode", self.mode, *options)
         return point
 
     def umount(self, point: Path) -> None:
@@ -270,7 +271,8 @@ class World:
         return system
 
     @property
-    def _command(self) -> Sequence[str]:
+    def command(self) -> Sequence[str]:
+        """How the command is run."""
         run = ["-c", "import sys; from imagefs_cli.main import main; sys.exit(main())"]
         if not self._reachable:
             return [self.interpreter, *run]

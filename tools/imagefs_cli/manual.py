@@ -19,6 +19,7 @@ SETTINGS: Final[Mapping[str, str]] = {
     "cache_bytes": "bound of the SSD tier, such as `200GiB`; 0: as much as there is room",
     "cache_floor": "what the SSD tier leaves free on its file system; by default a twentieth of it, 10 GiB at most",
     "store_deadline": "seconds after which a read stops waiting for the store",
+    "mode": "how images are mounted: `kernel`, `fuse`, or `auto`: kernel mode where that works",
     "log_level": "the least severe event that the daemon logs",
 }
 """What each setting of ``imagefs.config`` is; a test compares the names."""

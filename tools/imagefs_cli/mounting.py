@@ -9,7 +9,7 @@ from imagefs_cli.options import Invocation, command, complete_directory, complet
 @command("mount", short_help="Mount an image.")
 @click.argument("ref", shell_complete=complete_ref)
 @click.argument("mountpoint", shell_complete=complete_directory)
-@click.option("--mode", type=click.Choice(["auto", "kernel", "fuse"]), default="auto", show_default=True, help="How it is served.")
+@click.option("--mode", type=click.Choice(["auto", "kernel", "fuse"]), help="How it is served; auto: kernel mode where that works.")
 @click.option("--upper", metavar="DIR", shell_complete=complete_directory, help="A writable layer, in an empty directory (kernel mode).")
 @click.option("--dev", is_flag=True, help="Let the image's devices work (kernel mode).")
 @click.option("--suid", is_flag=True, help="Let set-user-id programs of the image work (kernel mode).")
@@ -17,7 +17,7 @@ from imagefs_cli.options import Invocation, command, complete_directory, complet
 @click.option("--no-prefetch", is_flag=True, help="Fetch nothing before it is read.")
 @click.option("--no-record", is_flag=True, help="Do not record what is read.")
 def mount_command(
-    invocation: Invocation, ref: str, mountpoint: str, *, mode: str, upper: str | None, foreground: bool, **options: bool
+    invocation: Invocation, ref: str, mountpoint: str, *, mode: str | None, upper: str | None, foreground: bool, **options: bool
 ) -> None:
     """Mount image REF at MOUNTPOINT, an empty directory; returns when it serves.
 
@@ -30,7 +30,7 @@ def mount_command(
     config = invocation.config()
     place = client.absolute(upper) if upper else ""
     result = client.mount(config, ref=ref, mountpoint=mountpoint, mode=mode, upper=place, dev=options["dev"], suid=options["suid"])
-    if mode == "auto" and not invocation.wants_json:
+    if (mode or config.mode) == "auto" and not invocation.wants_json:
         output.say(f"{result['mode']} mode: {result['reason']}")
     if invocation.wants_json:
         output.print_json(result)
