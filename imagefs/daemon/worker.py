@@ -297,9 +297,10 @@ class _Worker:
         async def settle() -> None:
             await mounter.settle(is_local)
 
-        nursery.start_soon(
-            settle_when_quiet, lambda: counters.completed_files + counters.evicted_files + forest.late_opens, settle, self._log
-        )
+        def changes() -> int:
+            return counters.completed_files + counters.evicted_files + counters.damaged_files + forest.late_opens
+
+        nursery.start_soon(settle_when_quiet, changes, settle, self._log)
 
     def _service(self, mounter: Mounter) -> Service:
         tier = self._disk.tier if self._disk is not None else None

@@ -4,11 +4,13 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final
 
+from imagefs.mount.table import KERNEL
 from tests.faults import Fault
 from tests.matrix import content
 from tests.matrix.place import IMAGE, Stage
@@ -67,9 +69,25 @@ def _damaged(damage: Callable[[Path], None]) -> Bringing:
         assert held
         for path in held:
             damage(path)
+        if stage.mode == KERNEL:
+            _have_it_found(stage)
         yield
 
     return bring
+
+
+def _have_it_found(stage: Stage) -> None:
+    """Have the daemon verify what the kernel reads without it, and wait until the mounts look anew."""
+    assert stage.command("cache", "verify")["bad"] > 0
+
+    def is_right() -> bool:
+        with contextlib.suppress(AssertionError):
+            stage.read(content.SSD)
+            return True
+        time.sleep(0.5)
+        return False
+
+    wait_until(is_right, "what is damaged to be served no longer")
 
 
 def _flip(path: Path) -> None:
@@ -123,8 +141,9 @@ class _Readers:
         self._threads = [threading.Thread(target=self._read, daemon=True) for _ in range(8)]
         for thread in self._threads:
             thread.start()
+        before = stage.reads()
         self._started.wait(30)
-        wait_until(lambda: stage.tier(content.RANDOM) == "ram", "the load to have read something")
+        wait_until(lambda: stage.reads() > before, "the load to have read something")
 
     def _read(self) -> None:
         self._started.wait(30)

@@ -1,4 +1,4 @@
-"""The scenarios of the faults that were asked for, two at a time, while the tests wait for theirs."""
+"""The scenarios of the faults that were asked for, three at a time, while the tests wait for theirs."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -7,34 +7,38 @@ import pytest
 
 from tests.matrix.place import make_lab
 from tests.matrix.scenario import Seen, run_column
-from tests.matrix.table import COLUMNS
+from tests.matrix.table import COLUMNS, MODES
 from tests.system.world import require
 from tests.weed import serving
 
-_AT_ONCE = 2
+_AT_ONCE = 3
 """Scenarios wait more than they work."""
 
-Results = Callable[[str], dict[str, Seen]]
+Results = Callable[[str, str], dict[str, Seen]]
 
 
-def _fault_of(item: pytest.Item) -> object:
-    """Return the fault whose scenario a test looks at, if it does."""
-    return item.callspec.params.get("fault") if isinstance(item, pytest.Function) and hasattr(item, "callspec") else None
+def _scenario_of(item: pytest.Item) -> tuple[object, object]:
+    """Return the fault and the mode of the scenario that a test looks at, if it does."""
+    params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    return params.get("fault"), params.get("mode")
 
 
 @pytest.fixture(scope="session")
 def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Results]:
-    """What was seen, by fault."""
+    """What was seen, by fault and mode."""
     for feature in ("root", "fuse", "mkfs.ext4"):
         require(feature, "the matrix mounts images, and caches on file systems of their own")
     root = tmp_path_factory.mktemp("matrix")
-    wanted = {_fault_of(item) for item in request.session.items}
+    wanted = {_scenario_of(item) for item in request.session.items}
     with serving(root / "weed") as weed, ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="matrix") as pool:
         lab = make_lab(weed, root)
-        running: dict[str, Future[dict[str, Seen]]] = {
-            name: pool.submit(run_column, lab, column, number) for number, (name, column) in enumerate(COLUMNS.items()) if name in wanted
+        scenarios = [(name, mode) for mode in MODES for name in COLUMNS]
+        running: dict[tuple[str, str], Future[dict[str, Seen]]] = {
+            (name, mode): pool.submit(run_column, lab, COLUMNS[name], mode, number)
+            for number, (name, mode) in enumerate(scenarios)
+            if (name, mode) in wanted
         }
         try:
-            yield lambda name: running[name].result(110)
+            yield lambda fault, mode: running[fault, mode].result(110)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)

@@ -49,8 +49,10 @@ _LEGEND: Final = """\
 | `EIO`, `ENOTCONN` | the error that a reader gets, by the deadline; a mapped page gives `SIGBUS` instead of `EIO` |
 | exit *N* | how the command ends; [errors.md](errors.md) says what each number means |
 
+The table is of FUSE mode, and holds for kernel mode too but where the words below it say otherwise: both are tested.
+
 Cold reads, exec, sequential, random and the 64 readers read what is not on the host. The second mount is of an image that was mounted here
-before. The times that are tested come with a deadline of 3 seconds.
+before. The times that are tested come with a deadline of 4 seconds.
 """
 
 _TITLES: Final = {"store": "The store, and the way to it", "disk": "The cache's disk", "process": "The daemon"}
@@ -91,6 +93,9 @@ def _words(columns: Iterable[Column]) -> Iterator[str]:
                 notes.setdefault(outcome.note, []).append(OPERATIONS[name])
         for note, names in notes.items():
             yield f"  - {', '.join(names)}: {note}"
+        if column.kernel_words:
+            others = [f"{OPERATIONS[name]}: {_cell(outcome)}" for name, outcome in column.kernel.items()]
+            yield f"  - in kernel mode, {column.kernel_words}" + (f" ({', '.join(others)})" if others else "")
     yield ""
 
 

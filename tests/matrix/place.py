@@ -2,23 +2,25 @@
 
 A ``Lab`` is the server, the images in it, and a cache in which the SSD tier has ``warm/ssd``. A ``Stage`` is a host that begins with a copy
 of that cache: it has the image mounted twice (``point``, and ``spare`` to be unmounted), ``warm/ram`` in RAM, ``warm/ssd`` on SSD alone,
-and nothing else of what its image holds.
+and nothing else of what its image holds. In kernel mode the kernel reads both from SSD.
 """
 
 import contextlib
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from imagefs.mount.table import FUSE, KERNEL
 from tests.faults import FaultProxy
 from tests.matrix import content
 from tests.system.world import World, detach, tool, wait_until
 from tests.weed import Weed
 
-DEADLINE: Final = 3.0
+DEADLINE: Final = 4.0
 """``IMAGEFS_STORE_DEADLINE`` of every stage, in seconds."""
 
 IMAGE: Final = "app:1"
@@ -74,6 +76,7 @@ class Stage:
     proxy: FaultProxy
     world: World
     number: int
+    mode: str
     point: Path
     spare: Path
     pid: int = 0
@@ -98,7 +101,7 @@ class Stage:
         return int(self.world.stats()["fuse_requests"].get("read", 0))
 
     def tier(self, name: str) -> str:
-        """Say from where a file would be read now."""
+        """Say from where a file would be read now; in FUSE mode, whose attribute does not show through an overlay."""
         return os.getxattr(self.point / name, "user.imagefs.tier").decode()
 
     def read(self, name: str) -> None:
@@ -112,8 +115,11 @@ class Stage:
 
 
 @contextlib.contextmanager
-def staged(lab: Lab, number: int, disk_mib: int = 0) -> Iterator[Stage]:
-    """Set a host up, on a small file system of its own for its cache if ``disk_mib`` is not 0; take it down again, whatever happened."""
+def staged(lab: Lab, number: int, mode: str = FUSE, disk_mib: int = 0) -> Iterator[Stage]:
+    """Set a host up that mounts in ``mode``, and take it down again, whatever happened.
+
+    Its cache is on a small file system of its own if ``disk_mib`` is not 0.
+    """
     root = lab.root / f"stage{number}"
     world = World(root)
     with FaultProxy(lab.weed.endpoint.removeprefix("http://")) as proxy, contextlib.ExitStack() as stack:
@@ -122,18 +128,31 @@ def staged(lab: Lab, number: int, disk_mib: int = 0) -> Iterator[Stage]:
             "AWS_ENDPOINT_URL_S3": proxy.url,
             "IMAGEFS_STORE_DEADLINE": f"{DEADLINE:g}",
             "IMAGEFS_CACHE_FLOOR": "0",
+            "IMAGEFS_MODE": mode,
         }
         if disk_mib:
             world.cache = stack.enter_context(small_disk(root, disk_mib)) / "cache"
         stack.callback(_close, world, proxy)
         tool("cp", "-a", "--sparse=always", str(lab.cache), str(world.cache))
-        stage = Stage(lab, proxy, world, number, world.root / "mnt", world.root / "spare")
+        stage = Stage(lab, proxy, world, number, mode, world.root / "mnt", world.root / "spare")
         stage.point = stage.mount(IMAGE, "mnt")
         stage.spare = stage.mount(IMAGE, "spare")
         stage.pid = int(world.run("daemon", "status", "--json").json["worker_pid"])
         stage.read(content.RAM)
         settle(world)
+        if mode == KERNEL:
+            wait_until(lambda: _is_native(stage), "the mounts to look anew where the content is")
         yield stage
+
+
+def _is_native(stage: Stage) -> bool:
+    """Say whether the kernel reads by itself what is on SSD. Who reads it again and again is why it does not: there has to be a pause."""
+    before = stage.reads()
+    stage.read(content.RAM)
+    if stage.reads() == before:
+        return True
+    time.sleep(1.5)
+    return False
 
 
 def _close(world: World, proxy: FaultProxy) -> None:

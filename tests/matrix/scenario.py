@@ -73,9 +73,9 @@ class Attempt(threading.Thread):
         return self._seen or Seen("late", time.monotonic() - self._began, "it had not ended when the fault was lifted")
 
 
-def run_column(lab: Lab, column: Column, number: int) -> dict[str, Seen]:
-    """Run a fault's scenario; return what was seen, an operation each, and ``AFTERWARDS``."""
-    with staged(lab, number, DISK_MIB.get(column.name, 0)) as stage:
+def run_column(lab: Lab, column: Column, mode: str, number: int) -> dict[str, Seen]:
+    """Run a fault's scenario in a mode; return what was seen, an operation each, and ``AFTERWARDS``."""
+    with staged(lab, number, mode, DISK_MIB.get(column.name, 0)) as stage:
         with BRINGING[column.name](stage):
             attempts, seen = _attempt_all(stage, column)
         for attempt in attempts.values():
@@ -91,7 +91,7 @@ def _attempt_all(stage: Stage, column: Column) -> tuple[dict[str, Attempt], dict
         seen = {}
         for name, attempt in attempts.items():
             attempt.start()
-            seen[name] = attempt.seen(time.monotonic() + column.cells[name].within + OVERTIME)
+            seen[name] = attempt.seen(time.monotonic() + column.outcome(name, stage.mode).within + OVERTIME)
         return attempts, seen
     seen = _together(stage, column, attempts, _LOAD)
     return attempts, seen | _together(stage, column, attempts, _THEN)
@@ -108,7 +108,7 @@ def _together(stage: Stage, column: Column, attempts: dict[str, Attempt], names:
         for name in _MEANWHILE:
             attempts[name].start()
         names += _MEANWHILE
-    latest += max(column.cells[name].within for name in names)
+    latest += max(column.outcome(name, stage.mode).within for name in names)
     return {name: attempts[name].seen(latest) for name in names}
 
 
@@ -125,7 +125,8 @@ def _recover(stage: Stage, column: Column, seen: dict[str, Seen]) -> None:
     assert column.name in _ONE_BY_ONE or status["worker_pid"] == stage.pid, "the daemon is another one"
     stats = stage.world.stats()
     assert stats["internal_errors"] == 0, stage.world.logs()
-    assert (stats["verify_failures"] > 0) == column.damages, f"{stats['verify_failures']} frames were wrong"
+    found = stats["verify_failures"] + stats["ssd_damaged_files"]
+    assert (found > 0) == column.damages, f"{found} frames and files were wrong"
     at_rest = stage.command("cache", "verify")["bad"]
     assert not at_rest or column.damages, "what is at rest is damaged"
     assert stage.command("cache", "verify")["bad"] == 0, "what was found to be damaged at rest is still there"

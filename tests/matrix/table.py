@@ -6,13 +6,16 @@ end, fail the test of their cell.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
+from imagefs.mount.table import FUSE, KERNEL
 from tests.matrix.place import DEADLINE
 
 Kind = Literal["unaffected", "right", "error"]
 Group = Literal["store", "disk", "process"]
+
+MODES: Final = (FUSE, KERNEL)
 
 AFTERWARDS: Final = "afterwards"
 """The row of what holds when the fault is over."""
@@ -59,6 +62,9 @@ RIGHT: Final = Outcome("right", within=PATIENT)
 EIO: Final = Outcome("error", "EIO", LATEST)
 GONE: Final = Outcome("error", "ENOTCONN", SOON)
 
+_OWN_TIME: Final = Outcome("unaffected", within=8.0)
+"""A command that computes takes what the machine gives it, but less than it would wait for an answer that has stopped (10 s)."""
+
 _ONE_SILENCE: Final = 15.0
 """Seconds that a command without a deadline may take to notice that an answer has stopped (it waits 10 s), and to end."""
 
@@ -70,7 +76,10 @@ def ends(status: int, within: float = LATEST, note: str = "") -> Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A fault: what it is called, what happens, what follows, and the cells. ``damages``: bytes are wrong, so checks have to fail."""
+    """A fault: what it is called, what happens, what follows, and the cells. ``damages``: bytes are wrong, so checks have to fail.
+
+    ``kernel`` has the cells that are others in kernel mode, and ``kernel_words`` what there is to say of that.
+    """
 
     name: str
     group: Group
@@ -79,11 +88,17 @@ class Column:
     follows: str
     cells: Mapping[str, Outcome]
     damages: bool = False
+    kernel: Mapping[str, Outcome] = field(default_factory=dict)
+    kernel_words: str = ""
+
+    def outcome(self, operation: str, mode: str) -> Outcome:
+        """Return what has to happen in a mode."""
+        return self.kernel.get(operation, self.cells[operation]) if mode == KERNEL else self.cells[operation]
 
 
 def _cells(reads: Outcome = UNAFFECTED, **others: Outcome) -> dict[str, Outcome]:
     """Return a whole column: the cold reads alike, what is named as it is named, and the rest unaffected."""
-    return dict.fromkeys(OPERATIONS, UNAFFECTED) | dict.fromkeys(READS, reads) | others
+    return dict.fromkeys(OPERATIONS, UNAFFECTED) | dict.fromkeys(READS, reads) | {"convert": _OWN_TIME} | others
 
 
 _OFFLINE: Final = Outcome("right", within=LATEST, note="offline, with what the ref stood for the last time")
@@ -241,6 +256,10 @@ STORE: Final = (
 )
 
 _HEALS: Final = Outcome("right", within=PATIENT, note="from the store")
+_UNSEEN: Final = (
+    "the kernel reads what is on SSD without the daemon, and shows it as it is, until the scrubber or `imagefs cache verify` has found it; "
+    "then it is fetched from the store. The cells say what happens from then on."
+)
 
 DISK: Final = (
     Column(
@@ -259,6 +278,7 @@ DISK: Final = (
         "What is read from SSD is verified. What is wrong there is dropped, counted, logged, and fetched from the store.",
         _cells(ssd=_HEALS),
         damages=True,
+        kernel_words=_UNSEEN,
     ),
     Column(
         "zeroed",
@@ -268,6 +288,7 @@ DISK: Final = (
         "As with flipped bits.",
         _cells(ssd=_HEALS),
         damages=True,
+        kernel_words=_UNSEEN,
     ),
     Column(
         "truncated",
@@ -277,6 +298,7 @@ DISK: Final = (
         "As with flipped bits.",
         _cells(ssd=_HEALS),
         damages=True,
+        kernel_words=_UNSEEN,
     ),
     Column(
         "read-only",
@@ -316,6 +338,8 @@ PROCESS: Final = (
             first=RIGHT,
             umount=RIGHT,
         ),
+        kernel={"walk": UNAFFECTED, "ram": UNAFFECTED, "ssd": UNAFFECTED},
+        kernel_words="what is on SSD is read as if nothing had happened; only what is not gives errors.",
     ),
     Column(
         "killed-and-mounted-again",

@@ -8,21 +8,22 @@ from _pytest.mark import ParameterSet
 from tests.matrix.columns import BRINGING
 from tests.matrix.operations import DRIVERS
 from tests.matrix.scenario import RECOVERY, Seen, judge
-from tests.matrix.table import AFTERWARDS, COLUMNS, OPERATIONS, Outcome
+from tests.matrix.table import AFTERWARDS, COLUMNS, MODES, OPERATIONS, Outcome
 
 
 def _cells() -> Iterator[ParameterSet]:
-    for fault, column in COLUMNS.items():
-        for operation in (*column.cells, AFTERWARDS):
-            yield pytest.param(fault, operation, id=f"{fault}-{operation}")
+    for mode in MODES:
+        for fault, column in COLUMNS.items():
+            for operation in (*column.cells, AFTERWARDS):
+                yield pytest.param(fault, mode, operation, id=f"{mode}-{fault}-{operation}")
 
 
-@pytest.mark.parametrize("fault, operation", list(_cells()))
-def test_the_cell(fault: str, operation: str, results: Callable[[str], dict[str, Seen]]) -> None:
-    outcome = COLUMNS[fault].cells.get(operation, Outcome("right", within=2 * RECOVERY))
-    problem = judge(outcome, results(fault)[operation])
+@pytest.mark.parametrize("fault, mode, operation", list(_cells()))
+def test_the_cell(fault: str, mode: str, operation: str, results: Callable[[str, str], dict[str, Seen]]) -> None:
+    outcome = Outcome("right", within=2 * RECOVERY) if operation == AFTERWARDS else COLUMNS[fault].outcome(operation, mode)
+    problem = judge(outcome, results(fault, mode)[operation])
     if problem:
-        pytest.fail(f"{fault}, {operation}: {problem}", pytrace=False)
+        pytest.fail(f"{mode} mode, {fault}, {operation}: {problem}", pytrace=False)
 
 
 def test_the_table_is_whole() -> None:
@@ -30,4 +31,5 @@ def test_the_table_is_whole() -> None:
     assert set(DRIVERS) == set(OPERATIONS)
     for column in COLUMNS.values():
         assert list(column.cells) == list(OPERATIONS), column.name
+        assert set(column.kernel) <= set(OPERATIONS), column.name
     assert sum(len(column.cells) for column in COLUMNS.values()) >= 120

@@ -19,6 +19,7 @@ from tests.corpus.oci import (
     simple,
     this_machine,
 )
+from tests.system.both import seen_in_both_modes
 from tests.system.compare import Snapshot, differences, snapshot
 from tests.system.erofs_check import check_tree
 from tests.system.trees import Umoci, full_tree, gnu_tar, is_sparse, skopeo, sparse_file
@@ -32,9 +33,7 @@ def look(world: World, source: str | Path, scratch: Path, *options: str) -> tupl
     require("fuse")
     name = f"archive/{next(_COUNT)}"
     figures = world.convert(source, name, *options)
-    point = world.mount(name, name.replace("/", "-"))
-    seen = snapshot(point)
-    world.umount(point)
+    seen = seen_in_both_modes(world, name, name.replace("/", "-"))
     check_tree(world, figures["manifest"], seen, scratch)
     return seen, figures
 

@@ -7,6 +7,7 @@ import pytest
 
 from tests.corpus.features import FEATURES, Feature
 from tests.corpus.oci import simple
+from tests.system.both import seen_in_both_modes
 from tests.system.compare import Snapshot, differences, snapshot
 from tests.system.erofs_check import check_tree
 from tests.system.world import World, require, tool
@@ -33,9 +34,7 @@ def test_feature(name: str, shared_world: World, tmp_path: Path) -> None:
     require("fuse")
     feature = FEATURES[name]
     converted = shared_world.convert(f"oci:{simple(tmp_path / 'layout', *feature.layers)}", f"feature/{name}")
-    point = shared_world.mount(f"feature/{name}", f"mnt-{name}")
-    seen = snapshot(point)
-    shared_world.umount(point)
+    seen = seen_in_both_modes(shared_world, f"feature/{name}", name)
 
     for path, fields in feature.expect.items():
         assert path in seen

@@ -186,13 +186,13 @@ class World:
         figures: dict[str, Any] = self.run("convert", str(source), ref, "--json", *options).json
         return figures
 
-    def mount(self, ref: str = "test", name: str = "mnt", *options: str) -> Path:
-        """Mount in this world's ``mode`` at a new directory ``name``; return it."""
+    def mount(self, ref: str = "test", name: str = "mnt", *options: str, mode: str = "") -> Path:
+        """Mount in ``mode``, this world's if none is given, at a new directory ``name``; return it."""
         point = self.root / name
         point.mkdir(exist_ok=True)
         if self.user is not None:
             os.chown(point, self.user, self.user)
-        self.run("mount", ref, str(point), "--mode", self.mode, *options)
+        self.run("mount", ref, str(point), "--mode", mode or self.mode, *options)
         return point
 
     def umount(self, point: Path) -> None:
