@@ -15,19 +15,19 @@ def bench_kernel(run: Run) -> None:
     """``import torch`` and walks from the very mount that served the cold start, and from a new one; and what mounting costs."""
     image = images.torch()
     with scratch() as tmp:
-        product = Product(tmp)
+        product = Product(tmp, mode="kernel")
         timed("umoci", "raw", "unpack", "--image", f"{image.layout}:{image.tag}", tmp / "ext4")
         product.run("convert", f"oci-archive:{image.archive}", "torch:1")
-        with product.daemon(), product.mount("torch:1", "--mode", "kernel") as point:
+        with product.daemon(), product.mount("torch:1") as point:
             run.add("cold import torch", import_torch(point), "s")
-            _become_native(product, point)
+            become_native(product, point)
             _against_ext4(run, product, point, tmp / "ext4", "the cold start's mount")
-            with product.mount("torch:1", "--mode", "kernel") as new:
+            with product.mount("torch:1") as new:
                 _against_ext4(run, product, new, tmp / "ext4", "a new mount")
             _mounting(run, product, tmp)
 
 
-def _become_native(product: Product, point: Path) -> None:
+def become_native(product: Product, point: Path) -> None:
     """Read all of the mount until SSD has all of it, and it asks for nothing any more."""
     files = [path for path in point.rglob("*") if path.is_file() and not path.is_symlink()]
     deadline = time.monotonic() + _LOCAL_SECONDS
@@ -70,7 +70,7 @@ def _mounting(run: Run, product: Product, tmp: Path) -> None:
     for number in range(max(run.runs, 9)):
         place = tmp / f"n{number}"
         place.mkdir()
-        times.append(product.timed("mount", "torch:1", place, "--mode", "kernel").wall)
+        times.append(product.timed("mount", "torch:1", place).wall)
         product.timed("umount", place)
     run.add("imagefs mount of a cached image, daemon up", statistics.median(times) * 1e3, "ms")
     run.add("imagefs --help, the same run", statistics.median(product.timed("--help").wall for _ in range(9)) * 1e3, "ms")
