@@ -123,8 +123,9 @@ class Flights:
         return self._tickets.get((slab, piece))
 
     def depart(self, wanted: Frames, *, demand: bool, limit: int = GET_MAX) -> list[Flight]:
-        """Return the GETs, of ``limit`` bytes at most, that are to bring these frames, which are marked."""
-        planned = [(run, Ticket(demand=demand)) for run in plan_runs(wanted, limit=limit)]
+        """Return the GETs, of ``limit`` bytes at most, that are to bring these frames of one image, which are marked."""
+        owner = wanted[0][0][0].record.lookup.name if wanted else None
+        planned = [(run, Ticket(demand=demand, owner=owner)) for run in plan_runs(wanted, limit=limit)]
         for run, ticket in planned:
             for (part, piece), _ in run.frames:
                 self._tickets[key_of(part, piece)] = ticket

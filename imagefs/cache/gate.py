@@ -4,7 +4,8 @@ Demand is a GET that a reader waits for; prefetch is every other one.
 
 Invariants:
 
-- demand goes before prefetch: no prefetch enters while demand waits, and within a class it is first come, first served;
+- demand goes before prefetch: no prefetch enters while demand waits; within a class images take turns, and of one image it is first come,
+  first served (``imagefs.cache.turns``): a mount that wants very much leaves the others their share of the link;
 - prefetch enters only while ``reserve`` places stay free. Where prefetch holds them all the same (the limit shrank), demand may go over
   the limit by the reserve. So demand never has less than the reserve for itself, and at most ``limit`` places;
 - with what hangs in threads that were given up, there are never more GETs than threads: ``ceiling`` bounds what is in flight;
@@ -15,10 +16,12 @@ A ticket belongs to one GET at a time, and the gate to the trio thread. What doe
 (``imagefs.cache.pace``).
 """
 
-from collections import OrderedDict
+from collections.abc import Hashable
 from typing import Final
 
 import trio
+
+from imagefs.cache.turns import Turns
 
 OUT: Final = 0
 """Not at the gate: not come yet, gone, or refused."""
@@ -32,10 +35,11 @@ _WIDE: Final = 8  # from this limit on, two places are kept for demand
 class Ticket:
     """One GET's place in the queue. It starts as demand or as prefetch, and may become demand at any time."""
 
-    __slots__ = ("_called", "_gate", "ahead", "state", "wanted")
+    __slots__ = ("_called", "_gate", "ahead", "owner", "state", "wanted")
 
-    def __init__(self, *, demand: bool) -> None:
-        """``demand``: a reader waits for it already."""
+    def __init__(self, *, demand: bool, owner: Hashable = None) -> None:
+        """``demand``: a reader waits for it already. ``owner`` is whose it is, of those who take turns: an image."""
+        self.owner = owner
         self.state = OUT
         self.ahead = not demand
         """Whether it began as prefetch, whatever it is now."""
@@ -90,9 +94,8 @@ class Gate:
         """Demand GETs in flight."""
         self.prefetch = 0
         """Prefetch GETs in flight."""
-        # Not dicts: one that is only taken from at the front is searched from its beginning each time.
-        self._demand: OrderedDict[Ticket, None] = OrderedDict()
-        self._prefetch: OrderedDict[Ticket, None] = OrderedDict()
+        self._demand: Turns[Ticket] = Turns()
+        self._prefetch: Turns[Ticket] = Turns()
 
     @property
     def in_flight(self) -> int:
@@ -123,7 +126,7 @@ class Gate:
         """Let a ticket in, or put it at the end of its queue."""
         assert ticket.state == OUT, "a ticket is for one GET at a time"
         ticket.stand(self, WAITING)
-        (self._demand if ticket.demand else self._prefetch)[ticket] = None
+        (self._demand if ticket.demand else self._prefetch).add(ticket.owner, ticket)
         self._admit()
 
     def leave(self, ticket: Ticket) -> None:
@@ -134,7 +137,7 @@ class Gate:
             else:
                 self.prefetch -= 1
         elif ticket.state == WAITING:
-            del (self._demand if ticket.demand else self._prefetch)[ticket]
+            (self._demand if ticket.demand else self._prefetch).remove(ticket.owner, ticket)
         ticket.stand(None, OUT)
         self._admit()
 
@@ -144,8 +147,8 @@ class Gate:
             self.prefetch -= 1
             self.demand += 1
         elif ticket.state == WAITING:
-            del self._prefetch[ticket]
-            self._demand[ticket] = None
+            self._prefetch.remove(ticket.owner, ticket)
+            self._demand.add(ticket.owner, ticket)
         ticket.wanted.set()
         self._admit()
 
@@ -160,15 +163,15 @@ class Gate:
         queues = (self._prefetch, self._demand) if demand else (self._prefetch,)
         for queue in queues:
             while queue:
-                queue.popitem(last=False)[0].stand(None, OUT)
+                queue.pop().stand(None, OUT)
         self._admit()
 
     def _admit(self) -> None:
         while self._demand and self._demand_may_enter():
-            self._demand.popitem(last=False)[0].stand(self, INSIDE)
+            self._demand.pop().stand(self, INSIDE)
             self.demand += 1
         while self._prefetch and not self._demand and self.in_flight < min(self.limit - self.reserve, self.ceiling):
-            self._prefetch.popitem(last=False)[0].stand(self, INSIDE)
+            self._prefetch.pop().stand(self, INSIDE)
             self.prefetch += 1
 
     def _demand_may_enter(self) -> bool:

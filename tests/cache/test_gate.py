@@ -9,6 +9,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 
 from imagefs.cache.gate import INSIDE, OUT, WAITING, Gate, Ticket
 
+OWNERS = 3
+
 
 class GateMachine(RuleBasedStateMachine):
     """Any order of coming, leaving, promoting, resizing and refusing."""
@@ -34,7 +36,11 @@ class GateMachine(RuleBasedStateMachine):
         for demand, queue in queues.items():
             left = [ticket for ticket in queue if ticket not in args]
             entered = [ticket for ticket in left if ticket.state == INSIDE]
-            assert entered == left[: len(entered)], "first come, first served"
+            for owner in range(OWNERS):
+                theirs = [ticket for ticket in left if ticket.owner == owner]
+                assert [ticket for ticket in entered if ticket.owner == owner] == theirs[: sum(t.owner == owner for t in entered)], (
+                    "first come, first served"
+                )
             if entered and not demand:
                 assert not self.waiting(demand=True), "prefetch entered while demand waits"
         entered_prefetch = [ticket for ticket in self.inside(demand=False) if ticket not in before]
@@ -45,9 +51,9 @@ class GateMachine(RuleBasedStateMachine):
             assert len(self.inside(demand=True)) <= self.gate.limit
             assert self.gate.in_flight <= max(self.gate.limit, len(self.inside(demand=False))) + self.gate.reserve
 
-    @rule(target=tickets, demand=st.booleans())
-    def come(self, demand: bool) -> Ticket:
-        ticket = Ticket(demand=demand)
+    @rule(target=tickets, demand=st.booleans(), owner=st.integers(0, OWNERS - 1))
+    def come(self, demand: bool, owner: int) -> Ticket:
+        ticket = Ticket(demand=demand, owner=owner)
         self.known.append(ticket)
         self.watched("enter", ticket)
         return ticket
@@ -72,7 +78,8 @@ class GateMachine(RuleBasedStateMachine):
             self.known.append(ticket)
             assert self.waiting(demand=True)[-1] is ticket
         elif waited:
-            assert all(other.state == INSIDE for other in queue), "it overtook demand that was there before"
+            before = [other for other in queue if other.owner == ticket.owner]
+            assert all(other.state == INSIDE for other in before), "it overtook demand of its owner that was there before"
 
     @rule(limit=st.integers(2, 12), ceiling=st.integers(0, 24))
     def resize(self, limit: int, ceiling: int) -> None:
@@ -130,6 +137,24 @@ def test_demand_goes_over_the_limit_where_prefetch_fills_it() -> None:
     assert first.state == INSIDE, "the reserve of a limit of 4 is one place"
     assert second.state == WAITING
     assert gate.in_flight == 7
+
+
+def test_owners_take_turns() -> None:
+    gate = Gate(2, 100)
+    inside = _inside(gate, 2, demand=True)
+    greedy = [Ticket(demand=True, owner="greedy") for _ in range(50)]
+    for ticket in greedy:
+        gate.enter(ticket)
+    modest = [Ticket(demand=True, owner="modest") for _ in range(3)]
+    for ticket in modest:
+        gate.enter(ticket)
+    entered: list[object] = []
+    while gate.demand_waiting:
+        gate.leave(inside.pop(0))
+        inside += [ticket for ticket in greedy + modest if ticket.state == INSIDE and ticket not in inside]
+        entered.append(inside[-1].owner)
+    assert entered[:6] == ["greedy", "modest"] * 3
+    assert entered[6:] == ["greedy"] * 47
 
 
 def test_demand_alone_stays_within_the_limit() -> None:
