@@ -278,7 +278,7 @@ class _Worker:
         kernel = KernelMounts(role.trees, fuse, cache) if self._disk is not None else None
         mounter = RootMounter(session, self._forest, table, fuse, number=self._past.restarts, kernel=kernel, log=self._log)
         mounter.resume(images)
-        await session.start(self._stop)
+        await session.start(self._connection_lost)
         if mounter.missing():
             nursery.start_soon(bring_missing, mounter.missing, mounter.show_late, self._store, cache, self._log)
         if self._disk is not None:
@@ -287,6 +287,11 @@ class _Worker:
         if entry is not None:
             await session.tune(entry.device)
         return mounter
+
+    def _connection_lost(self) -> None:
+        """Nobody but an administrator ends the connection below the instance's directory: by ``abort``, or by unmounting it."""
+        self._log.error("connection_lost", mounts=len(self._table))
+        self._stop()
 
     def _settle_when_quiet(self, nursery: trio.Nursery, mounter: RootMounter, tier: DiskTier) -> None:
         counters, forest = tier.counters, self._forest
