@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, unquote_to_bytes, urlsplit
@@ -32,6 +33,7 @@ ENVIRONMENT: Final[Mapping[str, str]] = {
     "store_deadline": "IMAGEFS_STORE_DEADLINE",
     "mode": "IMAGEFS_MODE",
     "log_level": "IMAGEFS_LOG_LEVEL",
+    "metrics_listen": "IMAGEFS_METRICS_LISTEN",
 }
 """The environment variable of each setting. ``IMAGEFS_CONFIG`` names the TOML file."""
 
@@ -49,7 +51,8 @@ class Config:
     ``store`` is a URL; ``cache`` holds the SSD tier, ``runtime`` the sockets and the mount table. ``ram_bytes`` bounds the RAM tier;
     ``cache_bytes`` the SSD tier (0: only the free space does), which leaves ``cache_floor`` bytes free on its file system (None: a
     twentieth of it, 10 GiB at most). ``store_deadline`` is in seconds: no read waits longer for the store. ``mode``, one of ``MODES``, is
-    how images are mounted of which nothing else is said.
+    how images are mounted of which nothing else is said. ``metrics_listen`` is where Prometheus may ask too, beside the socket in
+    ``runtime``: ``HOST:PORT``, with an address of this host's loopback.
     """
 
     store: str
@@ -61,6 +64,7 @@ class Config:
     store_deadline: float = 30.0
     mode: str = "auto"
     log_level: str = "warning"
+    metrics_listen: str | None = None
 
     def instance(self, mountpoint: str | Path | None = None) -> str:
         """Name of the daemon that serves this store with this cache; of its own for ``mountpoint`` if one is given (without root)."""
@@ -262,6 +266,27 @@ def _one_of(what: str, known: tuple[str, ...]) -> Callable[[object, str], str]:
     return parse
 
 
+def _metrics_listen(value: object, origin: str) -> str | None:
+    """Give an address of the loopback its one spelling: what is counted says what a host does, and no password keeps it."""
+    if value is None:
+        return None
+    text = _text(value, origin)
+    host, _, port = text.rpartition(":")
+    try:
+        address = ip_address(host.removeprefix("[").removesuffix("]"))
+        number = int(port)
+    except ValueError as error:
+        raise UsageError(f"{origin}: not an address to listen at: {text!r}", hint="for example 127.0.0.1:9464 or [::1]:9464") from error
+    if not address.is_loopback:
+        raise UsageError(
+            f"{origin}: {address} is not an address of the loopback: the figures would be everybody's who reaches this host",
+            hint="127.0.0.1:9464, behind a proxy that asks who it is; or let node_exporter show what `imagefs stats --prometheus` prints",
+        )
+    if not 0 < number < 1 << 16:
+        raise UsageError(f"{origin}: {port!r} is not a port")
+    return f"[{address}]:{number}" if address.version == 6 else f"{address}:{number}"
+
+
 _PARSERS: Final[Mapping[str, Callable[[object, str], Any]]] = {
     "store": _store,
     "cache": _path,
@@ -272,4 +297,5 @@ _PARSERS: Final[Mapping[str, Callable[[object, str], Any]]] = {
     "store_deadline": _deadline,
     "mode": _one_of("mode", MODES),
     "log_level": _one_of("log level", LOG_LEVELS),
+    "metrics_listen": _metrics_listen,
 }

@@ -1,15 +1,15 @@
 """An instance: one store served with one cache, and the directory that its processes share.
 
 ``daemon.lock`` is held as long as any of its processes lives, by a descriptor that they have in common; ``control.sock`` is where clients
-ask; ``daemon.log`` is written by all of them; ``mounts.json``, ``fuse.init`` and ``crash.json`` are what one process leaves to the next.
-All of it is this user's alone. Nothing heavy is imported: the supervisor stays small.
+ask, ``metrics.sock`` where Prometheus does; ``daemon.log`` is written by all of them; ``mounts.json``, ``fuse.init`` and ``crash.json`` are
+what one process leaves to the next. All of it is this user's alone. Nothing heavy is imported: the supervisor stays small.
 """
 
 import fcntl
 import os
 import socket
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +23,7 @@ FUSE_NAME: Final = "fuse"
 TREES_NAME: Final = "trees"
 INIT_NAME: Final = "fuse.init"
 CRASH_NAME: Final = "crash.json"
+METRICS_NAME: Final = "metrics.sock"
 
 _LOCK_NAME: Final = "daemon.lock"
 _LOCK_SECONDS: Final = 10.0
@@ -62,8 +63,13 @@ class Role:
         return self.directory / LOG_NAME if self.log_to_file else None
 
     def told(self) -> dict[str, Any]:
-        """Return what another process is told, in JSON, so that it has the same role."""
-        config = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self.config).items()}
+        """Return what another process is told, in JSON, so that it has the same role.
+
+        Settings that have their default are left out: a worker of an older version may not know them.
+        """
+        defaults = {field.name: field.default for field in fields(Config)}
+        told = {name: value for name, value in asdict(self.config).items() if value != defaults[name]}
+        config = {name: str(value) if isinstance(value, Path) else value for name, value in told.items()}
         return {
             "config": config,
             "mountpoint": None if self.mountpoint is None else str(self.mountpoint),
@@ -73,8 +79,9 @@ class Role:
 
     @classmethod
     def of(cls, told: dict[str, Any]) -> "Role":
-        """Return the role that a process was told."""
-        config = told["config"]
+        """Return the role that a process was told; a setting that only the other's version knows is passed over."""
+        known = {field.name for field in fields(Config)}
+        config = {name: value for name, value in told["config"].items() if name in known}
         return cls(
             Config(**{**config, "cache": Path(config["cache"]), "runtime": Path(config["runtime"])}),
             Path(told["mountpoint"]) if told["mountpoint"] else None,
@@ -115,15 +122,15 @@ def lock_instance(directory: Path) -> int:
             return descriptor
 
 
-def bind_socket(directory: Path) -> socket.socket:
-    """Make the control socket, mode 0600, replacing one that a dead process left. The caller holds the instance's lock."""
-    (directory / SOCKET_NAME).unlink(missing_ok=True)
+def bind_socket(directory: Path, name: str = SOCKET_NAME) -> socket.socket:
+    """Make the control socket, or another, mode 0600, replacing one that a dead process left. The caller holds the instance's lock."""
+    (directory / name).unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     # A socket's path is limited to 107 bytes; through the directory's descriptor it always fits.
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        listener.bind(f"/proc/self/fd/{descriptor}/{SOCKET_NAME}")
-        os.chmod(SOCKET_NAME, 0o600, dir_fd=descriptor)
+        listener.bind(f"/proc/self/fd/{descriptor}/{name}")
+        os.chmod(name, 0o600, dir_fd=descriptor)
     except BaseException:
         listener.close()
         raise

@@ -3,17 +3,18 @@
 Keys and names are part of the interface: they are added to, and neither renamed nor given another meaning. A figure of a tier or a way
 that this daemon does not have is 0. All figures are plain numbers that the trio thread reads; no lock, and nothing that waits.
 
-``python -m imagefs.daemon.metrics docs/metrics.md`` writes the page's table anew. What does not live here: the counting.
+``python -m imagefs.daemon.metrics docs/metrics.md`` writes the page's table anew. What does not live here: the counting, and
+the text for Prometheus (``imagefs.daemon.prometheus``).
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     # Not when it runs: `imagefs stats --prometheus`, which a timer starts all day, needs the table and neither pyfuse3 nor LMDB.
@@ -223,40 +224,6 @@ def stats(sources: Sources) -> dict[str, object]:
     """Return all figures by their keys."""
     now = _Now(sources, sources.link_state())
     return {metric.key: metric.read(now) for metric in METRICS}
-
-
-def exposition(figures: Mapping[str, Any], labels: Mapping[str, str] | None = None) -> str:
-    """Return what ``stats`` has returned in Prometheus's text format, version 0.0.4; each sample with ``labels`` too.
-
-    A key that ``figures`` lacks, because another version made them, is left out.
-    """
-    common = dict(labels or {})
-    lines = []
-    for metric in METRICS:
-        if metric.key in figures:
-            meaning = f"{metric.unit[:1].upper()}{metric.unit[1:]}: {metric.meaning.replace('`', '')}."
-            lines.append(f"# HELP {metric.name} {_escaped(meaning)}")
-            lines.append(f"# TYPE {metric.name} {metric.kind}")
-            lines += [f"{metric.name}{_labels({**common, **own})} {value}" for own, value in _samples(metric, figures[metric.key])]
-    return "\n".join(lines) + "\n"
-
-
-def _samples(metric: Metric, figure: Any) -> Iterator[tuple[dict[str, str], float]]:
-    if metric.label:
-        for value, number in figure.items():
-            yield {metric.label: value}, number
-    else:
-        yield {}, len(figure) if isinstance(figure, list) else figure
-
-
-def _labels(labels: Mapping[str, str]) -> str:
-    quoted = [f'{name}="{_escaped(value, quote=True)}"' for name, value in labels.items()]
-    return "{" + ",".join(quoted) + "}" if quoted else ""
-
-
-def _escaped(text: str, *, quote: bool = False) -> str:
-    text = text.replace("\\", "\\\\").replace("\n", "\\n")
-    return text.replace('"', '\\"') if quote else text
 
 
 def page_table() -> str:

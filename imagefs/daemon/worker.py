@@ -34,12 +34,14 @@ from imagefs.cache.pressure import Pressure, follow
 from imagefs.cache.ram import RamCache
 from imagefs.daemon.caching import CacheService
 from imagefs.daemon.control import serve_control
+from imagefs.daemon.exporter import Exporter, remove_socket
 from imagefs.daemon.instance import TABLE_NAME, Role
 from imagefs.daemon.kernel_mounts import KernelMounts
 from imagefs.daemon.lifeline import Lifeline
 from imagefs.daemon.logging_setup import make_logger
-from imagefs.daemon.metrics import Sources
+from imagefs.daemon.metrics import Sources, stats
 from imagefs.daemon.mounter import RootMounter
+from imagefs.daemon.prometheus import exposition
 from imagefs.daemon.restoring import bring_missing, restored
 from imagefs.daemon.service import Mounter, Past, Service, in_thread
 from imagefs.daemon.settling import settle_when_quiet
@@ -224,6 +226,7 @@ class _Worker:
                 nursery.start_soon(serve_control, self._listener, service.handle, service.after_answer, self._log, self._accepting)
                 nursery.start_soon(functools.partial(service.patrol, every=_PATROL_SECONDS, patience=_PATIENCE_SECONDS))
                 nursery.start_soon(self._signals)
+                nursery.start_soon(self._exporter(service).run)
                 self._log.info(
                     "started",
                     pid=os.getpid(),
@@ -245,6 +248,7 @@ class _Worker:
         if self._reason == "stop":
             self._lifeline.say("stop")
             service.stopping = True
+            remove_socket(self._role.directory)
             with trio.CancelScope(shield=True, deadline=trio.current_time() + _SHUTDOWN_SECONDS):
                 await mounter.shutdown()
             return
@@ -328,6 +332,9 @@ class _Worker:
             service.names = self._names()
             service.caching = CacheService(self._disk, service.resolve, self._bring)
         return service
+
+    def _exporter(self, service: Service) -> Exporter:
+        return Exporter(self._role.directory, self._role.config.metrics_listen, lambda: exposition(stats(service.sources)), self._log)
 
     def _names(self) -> ResolvedNames | None:
         try:

@@ -22,6 +22,7 @@ class Place:
 
     root: Path
     store_deadline: float = 30.0
+    metrics_listen: str | None = None
 
     def __post_init__(self) -> None:
         """Make the store."""
@@ -37,6 +38,7 @@ class Place:
             store_deadline=self.store_deadline,
             mode="fuse",
             log_level="info",
+            metrics_listen=self.metrics_listen,
         )
 
     def maker(self) -> Maker:

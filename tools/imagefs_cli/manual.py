@@ -21,6 +21,7 @@ SETTINGS: Final[Mapping[str, str]] = {
     "store_deadline": "seconds after which a read stops waiting for the store",
     "mode": "how images are mounted: `kernel`, `fuse`, or `auto`: kernel mode where that works",
     "log_level": "the least severe event that the daemon logs",
+    "metrics_listen": "an address of the loopback where Prometheus may ask, such as `127.0.0.1:9464`; by default none",
 }
 """What each setting of ``imagefs.config`` is; a test compares the names."""
 

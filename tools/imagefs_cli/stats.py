@@ -30,7 +30,7 @@ def stats_command(invocation: Invocation, prometheus: bool, labels: tuple[str, .
     common = dict(_label(text) for text in labels)
     figures = collect(invocation)
     if prometheus:
-        from imagefs.daemon.metrics import exposition
+        from imagefs.daemon.prometheus import exposition
 
         click.echo(exposition(figures, common), nl=False)
         return
