@@ -8,6 +8,21 @@ from dataclasses import dataclass
 
 
 @dataclass(slots=True)
+class Tally:
+    """Bytes that some readers were answered, by tier."""
+
+    ram: int = 0
+    ssd: int = 0
+    store: int = 0
+
+    def add(self, other: "Tally") -> None:
+        """Add what another one has."""
+        self.ram += other.ram
+        self.ssd += other.ssd
+        self.store += other.store
+
+
+@dataclass(slots=True)
 class ReadCounters:
     """Figures since the daemon started.
 

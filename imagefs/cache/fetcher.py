@@ -88,6 +88,7 @@ class Fetcher:
             if ahead < until:
                 self._read_ahead(record, ahead, until)
         self._counters.ram_bytes += end - offset
+        record.tally.ram += end - offset
         return slab.view[start:stop]
 
     async def read(self, record: ObjectRecord, offset: int, end: int) -> Buffer:
@@ -113,14 +114,20 @@ class Fetcher:
                     await part.slab.lot.park()  # type: ignore[union-attr] # a part that waits has a slab
         if scope.cancelled_caught:
             raise DeadlineError(f"the {self._awaited(parts)} did not answer within {self._deadline:g} s")
-        counters = self._counters
-        if source == STORE:
-            counters.fetched_bytes += end - offset
-        elif source == SSD:
-            counters.ssd_bytes += end - offset
-        else:
-            counters.ram_bytes += end - offset
+        self._count(record, source, end - offset)
         return parts[0].view() if len(parts) == 1 else b"".join(part.view() for part in parts)
+
+    def _count(self, record: ObjectRecord, source: int, length: int) -> None:
+        counters, tally = self._counters, record.tally
+        if source == STORE:
+            counters.fetched_bytes += length
+            tally.store += length
+        elif source == SSD:
+            counters.ssd_bytes += length
+            tally.ssd += length
+        else:
+            counters.ram_bytes += length
+            tally.ram += length
 
     def _awaited(self, parts: Iterable[Part]) -> str:
         """Name what a reader of parts waited for in vain: what is to come from the store has a ticket."""

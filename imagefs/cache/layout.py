@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
+from imagefs.cache.counters import Tally
 from imagefs.cache.members import Members
 from imagefs.cache.neighbours import Neighbours
 from imagefs.cache.ram import RamCache
@@ -80,10 +81,10 @@ class Window(NamedTuple):
 class ObjectRecord:
     """An object that is being read: a cache of what the image says about it, and how far it was read (for reading ahead).
 
-    ``is_small``: it shares its frame with others.
+    ``is_small``: it shares its frame with others. ``tally`` is what is read of it added to.
     """
 
-    __slots__ = ("_single", "_windows", "ahead", "digest", "is_small", "lookup", "row", "size")
+    __slots__ = ("_single", "_windows", "ahead", "digest", "is_small", "lookup", "row", "size", "tally")
 
     def __init__(self, lookup: Lookup, row: ObjectRow) -> None:
         """``row`` is of ``lookup``'s object map."""
@@ -92,6 +93,7 @@ class ObjectRecord:
         self.digest = row.digest
         self.size = row.size
         self.ahead = Readahead()
+        self.tally = Tally()
         # By number; None where the object is not cut into one.
         self._windows: dict[int, Window | None] = {}
         self._single: tuple[bytes, int] | None = None

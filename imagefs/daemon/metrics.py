@@ -12,9 +12,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+from imagefs.cache.counters import Tally
 
 if TYPE_CHECKING:
     # Not when it runs: `imagefs stats --prometheus`, which a timer starts all day, needs the table and neither pyfuse3 nor LMDB.
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from imagefs.cache.ram import RamCache
     from imagefs.fuse.forest import Forest
     from imagefs.fuse.guard import Requests
+    from imagefs.fuse.readers import Readers
     from imagefs.mount.table import MountTable
 
 COUNTER: Final = "counter"
@@ -43,6 +46,7 @@ class Sources:
     """Where the figures are.
 
     ``link_state`` is ``Link.state``: what the link to the store does now. ``restarts`` counts the workers before this one.
+    ``readers`` knows what was read of each image.
     """
 
     counters: ReadCounters
@@ -54,6 +58,7 @@ class Sources:
     table: MountTable
     link_state: Callable[[], Mapping[str, object]]
     restarts: int = 0
+    readers: Readers | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +93,9 @@ def memory() -> tuple[int, int]:
 
 
 def mounts(sources: Sources) -> list[dict[str, object]]:
-    """Return what is mounted."""
+    """Return what is mounted. ``bytes_read`` are the image's, whichever of its mounts they were read through."""
     listed = []
+    read = {} if sources.readers is None else sources.readers.by_image()
     for record in sources.table:
         slot = sources.forest.slots.get(record.slot)
         listed.append(
@@ -102,6 +108,7 @@ def mounts(sources: Sources) -> list[dict[str, object]]:
                 "files": slot.image.manifest.files if slot else 0,
                 "bytes": slot.image.manifest.bytes if slot else 0,
                 "open_files": slot.opens if slot else 0,
+                "bytes_read": asdict(read.get(record.manifest, Tally())),
             }
         )
     return listed

@@ -27,6 +27,10 @@ class Stats(msgspec.Struct, tag_field="op", tag="stats", forbid_unknown_fields=T
     """Ask for all figures."""
 
 
+class Top(msgspec.Struct, tag_field="op", tag="top", forbid_unknown_fields=True):
+    """Ask who reads what. From the first question on programs are told apart, until nobody has asked for a while."""
+
+
 class Reload(msgspec.Struct, tag_field="op", tag="reload", forbid_unknown_fields=True):
     """Replace the process that serves by a new one, with the code that is on disk now."""
 
@@ -74,7 +78,7 @@ class Cache(msgspec.Struct, tag_field="op", tag="cache", forbid_unknown_fields=T
     pinned: bool = False
 
 
-Request = Ping | Status | Stats | Reload | Stop | Mount | Umount | Cache
+Request = Ping | Status | Stats | Top | Reload | Stop | Mount | Umount | Cache
 
 decoder: Final = msgspec.json.Decoder(Request)
 

@@ -20,6 +20,7 @@ from imagefs.cache.names import ResolvedNames
 from imagefs.config import Config
 from imagefs.daemon import metrics, requests
 from imagefs.daemon.caching import CacheService
+from imagefs.daemon.looking import looked
 from imagefs.daemon.metrics import Sources
 from imagefs.digest import is_hex_digest
 from imagefs.errors import DaemonError, DeadlineError, ImageFSError, MountError, NotFoundError, StoreError, UsageError
@@ -109,6 +110,8 @@ class Service:
                 return self._status()
             case requests.Stats():
                 return metrics.stats(self.sources)
+            case requests.Top():
+                return looked(self.sources)
             case requests.Reload():
                 await self.reload()
                 return {"pid": self.past.pid, "worker_pid": os.getpid()}
@@ -242,6 +245,8 @@ class Service:
                 await self.mounter.reconcile()
             except ImageFSError as error:
                 self.log.warning("reconcile_failed", error=error.message)
+            if self.sources.readers is not None:
+                self.sources.readers.rest()
             if metrics.memory()[1] > _MAPPED_MAX:
                 for slot in self.sources.forest.slots.values():
                     slot.image.release_pages()

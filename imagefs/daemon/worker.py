@@ -51,6 +51,7 @@ from imagefs.errors import DaemonError, ImageFSError, StoreError, StoreFullError
 from imagefs.format.objectmap import ObjectRow
 from imagefs.fuse.forest import Forest
 from imagefs.fuse.guard import Requests
+from imagefs.fuse.readers import Readers
 from imagefs.fuse.reading import Reading
 from imagefs.fuse.session import FuseSession
 from imagefs.memory import settle_daemon
@@ -188,6 +189,7 @@ class _Worker:
         self._log = log
         self._counters = ReadCounters()
         self._requests = Requests(log)
+        self._readers = Readers()
         self._ram = RamCache(told.role.config.ram_bytes)
         self._link_counters = LinkCounters()
         self._link = Link(store, self._link_counters, log, deadline=told.role.config.store_deadline)
@@ -218,7 +220,7 @@ class _Worker:
             nursery.start_soon(self._follow, pressure, ram.set_limit)
             deadline = self._role.config.store_deadline
             fetcher = Fetcher(nursery, self._link, self._ram, tier, self._counters, log=self._log, deadline=deadline)
-            reading = Reading(fetcher, self._counters)
+            reading = Reading(fetcher, self._counters, self._readers)
             session = FuseSession(nursery, self._forest, reading, self._requests, lender=self._lifeline, log=self._log)
             try:
                 mounter = await self._mounter(nursery, session)
@@ -314,7 +316,8 @@ class _Worker:
     def _service(self, mounter: Mounter) -> Service:
         tier = self._disk.tier if self._disk is not None else None
         link, state = self._link_counters, self._link.state
-        sources = Sources(self._counters, link, self._ram, tier, self._requests, self._forest, self._table, state, self._past.restarts)
+        restarts = self._past.restarts
+        sources = Sources(self._counters, link, self._ram, tier, self._requests, self._forest, self._table, state, restarts, self._readers)
         service = Service(
             self._role.config,
             self._store,

@@ -67,6 +67,7 @@ class ImageOperations(Refusals):
         self._forest = forest
         self._slots = forest.slots
         self._reading = reading
+        self._readers = reading.readers
         self.requests = requests
         self._started = started
         self._entry = pyfuse3.EntryAttributes()
@@ -241,7 +242,7 @@ class ImageOperations(Refusals):
     # -- files ------------------------------------------------------------------------------------------------------------------------
 
     @handler
-    def open(self, node: int, flags: int, _: Any) -> pyfuse3.FileInfo:
+    def open(self, node: int, flags: int, ctx: Any) -> pyfuse3.FileInfo:
         """Give the nodeid as the handle; what the kernel has of the file stays valid."""
         if flags & _WRITING:
             raise pyfuse3.FUSEError(errno.EROFS)
@@ -252,6 +253,7 @@ class ImageOperations(Refusals):
         else:
             slot, _nid = self._at(node)
             slot.opens += 1
+        self._readers.opened(node, ctx.pid)
         return pyfuse3.FileInfo(fh=node, keep_cache=True)
 
     @handler

@@ -14,6 +14,7 @@ from imagefs.digest import Buffer, digest_of
 from imagefs.errors import IntegrityError
 from imagefs.format.objectmap import ObjectRow
 from imagefs.fuse.forest import SLOT_SHIFT, Slot
+from imagefs.fuse.readers import Readers
 
 _RECORDS_MAX: Final = 4096
 
@@ -21,13 +22,15 @@ _RECORDS_MAX: Final = 4096
 class Reading:
     """Reads files of slots. Belongs to the trio thread."""
 
-    __slots__ = ("_counters", "_fetcher", "_records")
+    __slots__ = ("_counters", "_fetcher", "_records", "readers")
 
-    def __init__(self, fetcher: Fetcher, counters: ReadCounters) -> None:
-        """``counters`` are the ones that ``fetcher`` adds to."""
+    def __init__(self, fetcher: Fetcher, counters: ReadCounters, readers: Readers | None = None) -> None:
+        """``counters`` are the ones that ``fetcher`` adds to; ``readers`` knows who reads."""
         self._fetcher = fetcher
         self._counters = counters
         self._records: dict[int, ObjectRecord | bytes] = {}
+        self.readers = readers or Readers()
+        self.readers.follow(self._records)
 
     def known(self, node: int) -> ObjectRecord | bytes | None:
         """Return what is kept of a file, if anything."""
@@ -50,6 +53,8 @@ class Reading:
     def _keep(self, node: int, record: ObjectRecord | bytes) -> None:
         if len(self._records) >= _RECORDS_MAX:
             del self._records[next(iter(self._records))]
+        if isinstance(record, ObjectRecord):
+            record.tally = self.readers.tally(node, record.lookup.name)
         self._records[node] = record
 
     def read(self, record: ObjectRecord | bytes, offset: int, size: int) -> Buffer | Coroutine[Any, Any, Buffer]:
@@ -83,6 +88,7 @@ class Reading:
         for node, record in list(self._records.items()):
             if node >> SLOT_SHIFT == slot.number or (isinstance(record, ObjectRecord) and record.lookup is slot.image):
                 del self._records[node]
+        self.readers.forget(slot.image.name)
 
 
 def _find(slot: Slot, nid: int) -> ObjectRecord | bytes:

@@ -38,6 +38,7 @@ COMMANDS: Final[dict[str, Entry]] = {
     "rm": Entry("images", "Remove a ref."),
     "cache": Entry("cache", "Show and steer the SSD tier."),
     "stats": Entry("stats", "Show what the daemon has served, and from which tier."),
+    "top": Entry("top", "Show who reads what from which tier now."),
     "doctor": Entry("doctor", "Check what this host can do."),
     "daemon": Entry("daemon", "Run, show or stop the daemon."),
     "completion": Entry("completion", "Print the completion script for a shell."),

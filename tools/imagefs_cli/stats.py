@@ -1,11 +1,12 @@
 """``imagefs stats``."""
 
 import re
+from collections.abc import Mapping
 from typing import Any, Final
 
 import click
 
-from imagefs_cli import output
+from imagefs_cli import output, watching
 from imagefs_cli.options import Invocation, command
 
 _LABEL: Final = re.compile(r"(?!__)[A-Za-z_][A-Za-z0-9_]*")
@@ -15,11 +16,13 @@ _OURS: Final = frozenset({"op", "tier"})
 @command("stats", short_help="Show what the daemon has served, and from which tier.")
 @click.option("--prometheus", is_flag=True, help="Print Prometheus's text format, for node_exporter's textfile collector.")
 @click.option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="With --prometheus: a label of every sample; may be repeated.")
-def stats_command(invocation: Invocation, prometheus: bool, labels: tuple[str, ...]) -> None:
+@watching.watch_options
+def stats_command(invocation: Invocation, prometheus: bool, labels: tuple[str, ...], watch: float | None, count: int | None) -> None:
     """Show the figures of the daemon of this store and cache: requests, bytes by tier, what was fetched, memory.
 
     Without root, where each mount has a daemon of its own, the figures of all of them are added up. docs/metrics.md says what each figure
-    means, and which ones to watch.
+    means, and which ones to watch. With --watch it shows what changes, as rates, until Ctrl-C: a table on a terminal, else a line a period,
+    with --json a document a line.
     """
     from imagefs.errors import UsageError
 
@@ -27,6 +30,11 @@ def stats_command(invocation: Invocation, prometheus: bool, labels: tuple[str, .
         raise UsageError("--json and --prometheus are two formats", hint="ask for one of them")
     if labels and not prometheus:
         raise UsageError("--label is for --prometheus")
+    if watch is not None or count is not None:
+        if prometheus:
+            raise UsageError("--watch and --prometheus do not go together", hint="docs/metrics.md says how to scrape")
+        _watch(invocation, watch, count)
+        return
     common = dict(_label(text) for text in labels)
     figures = collect(invocation)
     if prometheus:
@@ -63,6 +71,40 @@ def collect(invocation: Invocation) -> dict[str, Any]:
             for mount in daemon["mounts"]:
                 total = _added(total, client.stats(config, at=mount["mountpoint"]))
     return total or client.stats(config)
+
+
+def _watch(invocation: Invocation, seconds: float | None, count: int | None) -> None:
+    def shown(period: watching.Period) -> list[list[str]]:
+        return [["figure", "now", "a second"], *_rows(period.now, period.rates)]
+
+    watching.watch(
+        lambda: collect(invocation),
+        seconds,
+        count,
+        watching.Views(table=shown, line=_line, document=lambda period: {"figures": period.now, "rates": period.rates}),
+        is_json=invocation.wants_json,
+    )
+
+
+def _rows(figures: Mapping[str, Any], rates: Mapping[str, Any]) -> list[list[str]]:
+    rows = []
+    for name, value in figures.items():
+        if isinstance(value, dict):
+            rows += _rows({f"{name}.{key}": part for key, part in value.items()}, {f"{name}.{key}": r for key, r in rates[name].items()})
+        elif not isinstance(value, list):
+            rate = rates.get(name)
+            rows.append([name, _shown(name, value), "" if rate is None else _shown(name, round(rate))])
+    return rows
+
+
+def _line(period: watching.Period) -> str:
+    rates = period.rates
+    read = " ".join(f"{tier} {output.size(rate)}" for tier, rate in rates["bytes_read"].items())
+    return (
+        f"{sum(rates['fuse_requests'].values()):.0f} requests/s  read/s {read}  "
+        f"{rates['store_gets']:.0f} GETs/s {output.size(rates['store_bytes'])}  "
+        f"failed {period.now['failed_requests']} mounts {len(period.now['mounts'])} memory {output.size(period.now['rss_bytes'])}"
+    )
 
 
 def _label(text: str) -> tuple[str, str]:
