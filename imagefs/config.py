@@ -123,6 +123,11 @@ def parse_size(text: str | int) -> int:
     return int(number) << _UNITS[unit] if "." not in number else int(float(number) * (1 << _UNITS[unit]))
 
 
+def environment() -> Mapping[str, str]:
+    """Return the environment of this process, for a report: who makes one has to know what in it is a secret."""
+    return dict(os.environ)
+
+
 def aws_region(environ: Mapping[str, str] | None = None) -> str | None:
     """Return the region that ``AWS_REGION`` names. boto3, unlike AWS's other SDKs, only reads ``AWS_DEFAULT_REGION``, by itself."""
     return (os.environ if environ is None else environ).get("AWS_REGION") or None

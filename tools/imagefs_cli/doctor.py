@@ -12,7 +12,7 @@ from typing import Final
 import click
 
 from imagefs_cli import output
-from imagefs_cli.options import Invocation, command
+from imagefs_cli.options import Invocation, command, complete_file
 
 _CAP_SYS_ADMIN: Final = 21
 
@@ -28,12 +28,21 @@ class Finding:
 
 
 @command("doctor", short_help="Check what this host can do.")
-def doctor_command(invocation: Invocation) -> int:
+@click.option("--report", metavar="FILE", shell_complete=complete_file, help="Write a bundle for a bug report to a new file, as .tar.gz.")
+def doctor_command(invocation: Invocation, report: str | None) -> int:
     """Check what this host can do: kernel features, packages, permissions, directories and the store.
 
     Ends with exit code 1 if something that this version needs is missing. What a later kernel would give is a warning.
+
+    With --report: also gather what helps to find a fault, without secrets: versions, settings, mounts, what the daemons say of themselves
+    and count, the ends of their logs, the kernel's messages. Look into it before you send it.
     """
     findings = list(examine(invocation))
+    if report is not None:
+        from imagefs_cli.report import write_report
+
+        write_report(Path(report), invocation, findings)
+        output.say(f"imagefs: the report is {report}; look into it before you send it")
     failed = any(finding.state == "fail" for finding in findings)
     if invocation.wants_json:
         output.print_json({"ok": not failed, "findings": [asdict(finding) for finding in findings]})
