@@ -47,9 +47,9 @@ def members(path: Path) -> dict[str, str]:
     return found
 
 
-def report(place: Place, target: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def report(place: Place, target: Path, store: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
     config = place.config
-    where = ["--store", config.store, "--cache", str(config.cache), "--runtime", str(config.runtime)]
+    where = ["--store", store or config.store, "--cache", str(config.cache), "--runtime", str(config.runtime)]
     command = [str(BINARY), "doctor", "--json", "--report", str(target), *where]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env={**os.environ, **environment})
 
@@ -104,8 +104,10 @@ def test_it_comes_about_while_the_daemon_says_nothing(place: Place, tmp_path: Pa
     (folder / "mounts.json").write_text("{")
     (folder / "daemon.log").write_bytes(b"\xff\n" * (400 << 10) + b"the end\n")
     target = tmp_path / "report.tar.gz"
-    report(place, target)
+    report(place, target, "https://planted-user:planted-password@host/prefix?key=planted-query")
     found = members(target)
+    assert "https://***@host/prefix?key=***" in found["findings.json"]
+    assert "planted" not in "\n".join(found.values())
     assert found[f"daemons/{folder.name}/status.json"].startswith("could not be had: DaemonError: no daemon is running")
     assert found[f"daemons/{folder.name}/mounts.json"].startswith("could not be had: ")
     log = found[f"daemons/{folder.name}/daemon.log"]
