@@ -62,7 +62,7 @@ def _status(invocation: Invocation) -> None:
 
 @click.argument("ref", shell_complete=complete_ref)
 def _pin(invocation: Invocation, ref: str) -> None:
-    """Keep what is here of image REF, and what comes, until `unpin`. Its index is brought here; `imagefs prefetch` would bring the rest."""
+    """Keep what is here of image REF, and what comes, until `unpin`. Its index is brought here; the rest comes as it is read."""
     _tell(invocation, _do(invocation, "pin", ref=ref), f"{ref} is pinned")
 
 
