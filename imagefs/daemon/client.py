@@ -157,8 +157,9 @@ def _take_away_dead(place: str) -> bool:
 def status(config: Config, *, at: str | None = None) -> dict[str, Any]:
     """Return what the daemon says of itself; ``DaemonError`` if none runs.
 
-    ``{pid, worker_pid, worker_restarts, crash, version, store, cache, auto_stop, started_at, rss_bytes, mounts}``: ``pid`` is the
-    supervisor's; ``worker_pid`` is None while it waits before it starts another; ``crash`` tells what the first worker of late died of.
+    ``{pid, worker_pid, worker_restarts, crash, version, store, cache, directory, auto_stop, started_at, rss_bytes, mounts}``: ``pid`` is
+    the supervisor's; sockets and log are in ``directory``; ``worker_pid`` is None while it waits before it starts another; ``crash`` tells
+    what the first worker of late died of.
     """
     return call(config, "status", at=at)
 

@@ -79,9 +79,10 @@ class Past:
 
 @dataclass(slots=True)
 class Service:
-    """Handles requests. ``stop`` ends the daemon; with ``auto_stop`` that happens when the last mount goes.
+    """Handles requests. ``directory`` is the instance's.
 
-    ``reload`` returns when another worker is ready to take over.
+    ``stop`` ends the daemon; with ``auto_stop`` that happens when the last mount goes. ``reload`` returns when another worker is ready to
+    take over.
     """
 
     config: Config
@@ -92,6 +93,7 @@ class Service:
     stop: Callable[[], None]
     reload: Callable[[], Awaitable[None]]
     past: Past
+    directory: Path
     auto_stop: bool
     started_at: float
     names: ResolvedNames | None = None
@@ -141,6 +143,7 @@ class Service:
             "version": __version__,
             "store": self.config.store,
             "cache": str(self.config.cache),
+            "directory": str(self.directory),
             "auto_stop": self.auto_stop,
             "started_at": self.started_at,
             "rss_bytes": metrics.memory()[0],

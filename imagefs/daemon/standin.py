@@ -46,6 +46,7 @@ def status(role: Role, started_at: float, restarts: int, crash: dict[str, Any] |
         "version": __version__,
         "store": role.config.store,
         "cache": str(role.config.cache),
+        "directory": str(role.directory),
         "auto_stop": role.auto_stop,
         "started_at": started_at,
         "rss_bytes": 0,

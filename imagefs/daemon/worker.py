@@ -327,6 +327,7 @@ class _Worker:
             self._stop,
             self._lifeline.reload,
             self._past,
+            directory=self._role.directory,
             auto_stop=self._role.auto_stop or self._role.mountpoint is not None,
             started_at=time.time(),
             last_mount=trio.current_time(),

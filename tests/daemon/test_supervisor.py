@@ -97,6 +97,7 @@ def test_status_tells_the_two_processes_apart(place: Place) -> None:
     assert supervisor != worker
     assert int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1]) == supervisor
     assert (status["worker_restarts"], status["crash"]) == (0, None)
+    assert status["directory"] == str(place.config.instance_dir())
     assert client.call(place.config, "ping")["pid"] == supervisor
     memory = Path(f"/proc/{supervisor}/status").read_text().partition("VmRSS:")[2].split()[0]
     assert int(memory) < 30 << 10, "KiB of the supervisor"

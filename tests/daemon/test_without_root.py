@@ -147,3 +147,26 @@ def test_a_killed_daemon_is_recovered(user: UserPlace) -> None:
     wait_until(lambda: user.run("print(client.running(config, at=at))") == "False", "the daemon to die")
     assert mount_at(user.root / "mnt") is not None
     assert user.run("print(client.mount(config, mountpoint=point, ref='test')['mode'], (point / 'small').read_text())") == "fuse small"
+
+
+def test_top_and_stats_ask_the_daemons_of_all_mounts(user: UserPlace) -> None:
+    code = """
+import imagefs
+sys.path.insert(0, str(Path(imagefs.__file__).parents[1] / "tools"))
+from imagefs_cli.main import main
+other = root / "other"
+other.mkdir(exist_ok=True)
+place = ["--store", config.store, "--cache", str(config.cache), "--runtime", str(config.runtime)]
+print(main(["top", "--once", "--every", "0.1", *place]))
+for target in (point, other):
+    client.mount(config, mountpoint=target, ref="test")
+main(["top", "--once", "--every", "0.1", *place])
+(point / "dir/big").read_bytes()
+main(["stats", "--count", "1", "--watch", "0.1", *place])
+client.umount(config, other)
+"""
+    said = user.run(code)
+    assert said.startswith("11\n"), "no daemon runs"
+    # One line for the image, which is mounted twice.
+    assert " and 1 more" in said
+    assert "mounts 2" in said

@@ -167,6 +167,7 @@ def test_a_crash_loop_keeps_the_mounts_and_tells_how_it_began(reading_world: Wor
     with daemon(world, command=orders.command(world), pauses=(0.0, 0.1, 0.2, 1.0, 3.0)):
         point = world.mount()
         pid = worker(world)
+        usual = status(world)
         with orders.given("crash"):
             read = InBackground((point / NAME).read_bytes)
             kill(pid, signal.SIGUSR1)
@@ -174,6 +175,8 @@ def test_a_crash_loop_keeps_the_mounts_and_tells_how_it_began(reading_world: Wor
             found = status(world)
             assert found["worker_pid"] is None
             assert found["worker_restarts"] == 5
+            assert set(found) == set(usual)
+            assert found["directory"] == usual["directory"]
             assert found["crash"]["how"] == "it was killed by signal 10 (SIGUSR1)"
             assert found["crash"]["worker_pid"] == pid
             assert [mount["mountpoint"] for mount in found["mounts"]] == [str(point)]

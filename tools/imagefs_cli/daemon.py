@@ -74,6 +74,7 @@ def _print(daemon: dict[str, Any]) -> None:
         ("version", daemon["version"]),
         ("store", daemon["store"]),
         ("cache", daemon["cache"]),
+        ("log and sockets", daemon.get("directory", "not told")),
         ("memory", output.size(daemon["rss_bytes"])),
         ("ends with its last mount", "yes" if daemon["auto_stop"] else "no"),
     ]
