@@ -61,7 +61,7 @@ async def serving(directory: Path, listen: str | None = None, text: str = "a 1\n
 
 
 async def until(condition: Callable[[], object], what: str) -> None:
-    await trio.to_thread.run_sync(wait_until, condition, what)
+    await trio.to_thread.run_sync(wait_until, lambda: bool(condition()), what)
 
 
 async def asked(directory: Path, request: bytes = ASK) -> tuple[int, dict[str, str], str]:
@@ -128,6 +128,13 @@ async def test_who_says_nothing_is_sent_away_and_keeps_nobody_waiting_for_long(t
 @pytest.mark.trio
 async def test_an_address_that_is_taken_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exporter, "_AGAIN_SECONDS", 0.02)
+    bind, tried = exporter._bind_tcp, []
+
+    def trying(listen: str) -> socket.socket:
+        tried.append(listen)
+        return bind(listen)
+
+    monkeypatch.setattr(exporter, "_bind_tcp", trying)
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -135,18 +142,9 @@ async def test_an_address_that_is_taken_is_tried_again(tmp_path: Path, monkeypat
         async with serving(tmp_path, f"127.0.0.1:{port}") as log:
             await until(lambda: log.events, "the other to be met")
             assert (await asked(tmp_path))[0] == 200
-            await trio.sleep(0.1)
+            await until(lambda: len(tried) > 3, "more attempts")
             other.close()
-            with trio.fail_after(10):
-                while True:
-                    try:
-                        stream = await trio.open_tcp_stream("127.0.0.1", port)
-                        break
-                    except OSError:
-                        await trio.sleep(0.01)
-                async with stream:
-                    await stream.send_all(ASK)
-                    assert parsed(b"".join([chunk async for chunk in stream]))[0] == 200
+            await until(lambda: over_tcp(port).startswith("HTTP/1.1 200 OK"), "it to listen")
             assert [event["event"] for event in log.events] == ["metrics_unavailable"]
 
 

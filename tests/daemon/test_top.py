@@ -103,7 +103,7 @@ def test_who_reads_is_named_with_cgroup_mount_and_tier(place: Place, mode: str) 
         assert round(sum(sum(row.values()) for row in programs.values())) == 2 * SIZE
         # Both are the same program in the same cgroup, so one row, named by the one that opened last.
         assert set(programs) <= ids
-        assert found["kernel_mode"] == (mode == "kernel")
+        assert documents(top, 1)[0]["kernel_mode"] == (mode == "kernel")
     finally:
         top.terminate()
         top.communicate()

@@ -76,9 +76,16 @@ def publish(maker: Maker) -> None:
 def shown(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
     require_feature("root", "mounts as root")
     place = Place(tmp_path_factory.mktemp("semantics") / "place")
+    try:
+        yield mounted(place, request.param)
+    finally:
+        left = place.close()
+    assert left == []
+
+
+def mounted(place: Place, mode: str) -> Shown:
     publish(place.maker())
     first, path, again = (place.mountpoint(name) for name in ("first", "mnt", "again"))
-    mode = request.param
     client.mount(place.config, mountpoint=first, ref="test", mode=mode)
     for file in ("big", "sparse", "links/one", "tagged"):
         (first / file).read_bytes()
@@ -86,8 +93,7 @@ def shown(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     for target in (path, again):
         assert client.mount(place.config, mountpoint=target, ref="test", mode=mode)["mode"] == mode
     client.umount(place.config, first)
-    yield Shown(mode, path, again, place)
-    assert place.close() == []
+    return Shown(mode, path, again, place)
 
 
 def error_of(call: Callable[[], object]) -> str:

@@ -15,6 +15,7 @@ import tarfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
@@ -123,10 +124,10 @@ class _Bundle:
         self._json(f"{name}/stats.json", lambda: ask_again(folder, {"op": "stats"}, QUICK))
         for kept in ("crash.json", "mounts.json"):
             if (folder / kept).exists():
-                self._json(f"{name}/{kept}", lambda kept=kept: json.loads(_end_of(folder / kept, _PART_MAX)))
+                self._json(f"{name}/{kept}", partial(_document, folder / kept))
         for log in ("daemon.log.1", "daemon.log"):
             if (folder / log).exists():
-                self._text(f"{name}/{log}", lambda log=log: _end_of(folder / log, _LOG_MAX))
+                self._text(f"{name}/{log}", partial(_end_of, folder / log, _LOG_MAX))
 
     def _variables(self) -> dict[str, str]:
         return {
@@ -203,6 +204,10 @@ def _environment_of(folder: Path) -> Mapping[str, str]:
     except (ImageFSError, OSError, ValueError, KeyError):
         return {}
     return dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+
+
+def _document(path: Path) -> Any:
+    return json.loads(_end_of(path, _PART_MAX))
 
 
 def _end_of(path: Path, limit: int) -> str:

@@ -99,7 +99,8 @@ def _rates(before: Mapping[str, int], now: Mapping[str, int], seconds: float) ->
 
 
 def _most(row: Mapping[str, Any]) -> float:
-    return sum(row["bytes_a_second"].values())
+    rates: Rates = row["bytes_a_second"]
+    return sum(rates.values())
 
 
 def _show(found: dict[str, Any], invocation: Invocation, *, once: bool) -> None:
