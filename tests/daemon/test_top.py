@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -151,11 +152,12 @@ def test_rates_a_line_a_period_as_documents_and_on_a_terminal(place: Place) -> N
     shown = on_terminal(command(place, "stats", "--count", "1", "--watch", "0.1"))
     assert "a second" in shown
     assert "bytes_read.store" in shown
-    assert str(point) in on_terminal(command(place, "top", "--once", "--every", "0.1"))
+    assert str(point) in on_terminal(command(place, "top", "--every", "0.1"), until="CGROUP")
     client.umount(place.config, point)
 
 
-def on_terminal(line: list[str]) -> str:
+def on_terminal(line: list[str], until: str = "") -> str:
+    """Run a command on a terminal; return what it writes. ``until``: what it is sent Ctrl-C at."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen(line, stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "xterm", "LINES": "80", "COLUMNS": "200"})
     os.close(theirs)
@@ -163,6 +165,8 @@ def on_terminal(line: list[str]) -> str:
     try:
         while chunk := os.read(ours, 65536):
             said += chunk
+            if until and until in said.decode(errors="replace"):
+                process.send_signal(signal.SIGINT)
     except OSError:
         pass  # That is how the end of a terminal is told.
     os.close(ours)
@@ -178,7 +182,7 @@ def test_ctrl_c_is_how_it_ends(place: Place) -> None:
     for arguments in (("top", "--json", "--every", "0.1"), ("stats", "--json", "--watch", "0.1")):
         process = start(place, *arguments)
         documents(process, 1)
-        process.send_signal(2)
+        process.send_signal(signal.SIGINT)
         process.communicate(timeout=10)
         assert process.returncode == 0
     client.umount(place.config, point)
