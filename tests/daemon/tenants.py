@@ -53,8 +53,8 @@ def publish(place: Place, count: int) -> list[str]:
 def held(place: Place) -> Held:
     """Look what the daemon holds now."""
     status = client.status(place.config)
-    counts = [len(list(Path(f"/proc/{status[key]}/fd").iterdir())) for key in ("pid", "worker_pid")]
-    return Held(*counts, int(status["rss_bytes"]))
+    supervisor, worker = (len(list(Path(f"/proc/{status[key]}/fd").iterdir())) for key in ("pid", "worker_pid"))
+    return Held(supervisor, worker, int(status["rss_bytes"]))
 
 
 def soak(place: Place, manifests: list[str], mounts: int, steps: int, *, tenants: int = 4, seed: int = 1) -> int:
