@@ -34,6 +34,7 @@ _FSPICK_SYMLINK_NOFOLLOW: Final = 2
 _MOVE_MOUNT_F_EMPTY_PATH: Final = 4
 _AT_FDCWD: Final = -100
 _PR_SET_PDEATHSIG: Final = 1
+_PR_SET_CHILD_SUBREAPER: Final = 36
 
 
 def mount(source: Path | None, target: Path, flags: int) -> None:
@@ -119,4 +120,13 @@ def mount_new(kind: str, source: str, target: Path, flags: int, options: str) ->
 
 def end_with_parent(number: int) -> None:
     """``prctl(2)``, ``PR_SET_PDEATHSIG``: have this process get a signal when the thread that started it ends, whatever ended it."""
-    _checked(_libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(number), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)))
+    _prctl(_PR_SET_PDEATHSIG, number)
+
+
+def adopt_orphans(wanted: bool = True) -> None:
+    """``prctl(2)``, ``PR_SET_CHILD_SUBREAPER``: have this process be the parent of each process below it whose parent ends."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, int(wanted))
+
+
+def _prctl(option: int, value: int) -> None:
+    _checked(_libc.prctl(option, ctypes.c_ulong(value), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)))

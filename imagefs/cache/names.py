@@ -2,12 +2,16 @@
 
 Kept by diskcache with its JSON disk (its default would unpickle what it finds) in a directory of this user's alone. A damaged one is
 emptied: it holds nothing that the store does not know better.
+
+It is opened when it is first needed: that takes longer than all else that a worker opens, and readers wait for one that takes over.
 """
 
 import contextlib
 import shutil
 import sqlite3
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -22,10 +26,23 @@ _BYTES_MAX: Final = 16 << 20
 class ResolvedNames:
     """Names with what they stood for, by store. Blocks: use it in threads."""
 
-    def __init__(self, folder: Path) -> None:
-        """Open or make the cache in ``folder``."""
+    def __init__(self, folder: Path, unusable: Callable[[Exception], None]) -> None:
+        """Keep the cache in ``folder``. ``unusable`` is told once if that cannot be; then nothing is known."""
         self._folder = folder
-        self._cache = self._open()
+        self._unusable = unusable
+        self._lock = threading.Lock()
+        self._is_opened = False
+        self._cache: Cache | None = None
+
+    def _opened(self) -> Cache | None:
+        with self._lock:
+            if not self._is_opened:
+                self._is_opened = True
+                try:
+                    self._cache = self._open()
+                except (OSError, sqlite3.Error) as error:
+                    self._unusable(error)
+            return self._cache
 
     def _open(self) -> Cache:
         try:
@@ -39,22 +56,27 @@ class ResolvedNames:
     def put(self, store: str, ref: str, manifest: str) -> None:
         """Remember what ``ref`` stands for in the store with this URL."""
         # A full disk costs the memory of a name, not a mount.
-        with contextlib.suppress(OSError, sqlite3.Error):
-            self._cache.set([store, ref], [manifest, time.time()], expire=KEEP_SECONDS)
+        if (cache := self._opened()) is not None:
+            with contextlib.suppress(OSError, sqlite3.Error):
+                cache.set([store, ref], [manifest, time.time()], expire=KEEP_SECONDS)
 
     def get(self, store: str, ref: str) -> tuple[str, float] | None:
         """Return the manifest and when that was so, in seconds since the epoch; None if nothing is known."""
-        with contextlib.suppress(OSError, sqlite3.Error, ValueError):
-            found = self._cache.get([store, ref])
-            if isinstance(found, list) and len(found) == 2 and isinstance(found[0], str) and is_hex_digest(found[0]):
-                return found[0], float(found[1])
+        if (cache := self._opened()) is not None:
+            with contextlib.suppress(OSError, sqlite3.Error, ValueError):
+                found = cache.get([store, ref])
+                if isinstance(found, list) and len(found) == 2 and isinstance(found[0], str) and is_hex_digest(found[0]):
+                    return found[0], float(found[1])
         return None
 
     def forget(self, store: str, ref: str) -> None:
         """Forget a ref that the store says it does not have."""
-        with contextlib.suppress(OSError, sqlite3.Error):
-            self._cache.delete([store, ref])
+        if (cache := self._opened()) is not None:
+            with contextlib.suppress(OSError, sqlite3.Error):
+                cache.delete([store, ref])
 
     def close(self) -> None:
-        """Close the cache."""
-        self._cache.close()
+        """Close the cache, if it was opened."""
+        with self._lock:
+            if self._cache is not None:
+                self._cache.close()

@@ -2,9 +2,18 @@
 
 A message is a JSON object with a ``word`` and what belongs to it:
 
+| from the template | |
+|---|---|
+| ``loaded`` | the code is loaded; with ``forks``, which a worker that was started by itself does not have |
+| ``forked`` | the worker that was asked for is there; its ``pid`` |
+| ``failed`` | it could not be forked, because of this ``error`` |
+
+| to the template | |
+|---|---|
+| ``fork`` | make a worker; with two descriptors, its channel, and what its plain words go to |
+
 | from the worker | |
 |---|---|
-| ``loaded`` | its code is loaded; it touches nothing before it is told to go |
 | ``fuse`` | it wants the connection, which is mounted now if it is not |
 | ``answered`` | the kernel has its answer to the introduction |
 | ``ready`` | it serves |
@@ -31,7 +40,24 @@ What does not live here: who says what when (``supervisor``, ``lifeline``).
 import json
 from typing import Any, Final, Literal
 
-Word = Literal["loaded", "fuse", "answered", "ready", "alive", "failed", "reload", "stop", "go", "given", "refused", "drain", "kept", "end"]
+Word = Literal[
+    "loaded",
+    "forked",
+    "fork",
+    "fuse",
+    "answered",
+    "ready",
+    "alive",
+    "failed",
+    "reload",
+    "stop",
+    "go",
+    "given",
+    "refused",
+    "drain",
+    "kept",
+    "end",
+]
 
 MESSAGE_MAX: Final = 64 << 10
 """Bytes of a message, at most. Longer ones are cut off, and cannot be read then."""

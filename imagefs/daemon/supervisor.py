@@ -11,11 +11,12 @@ Invariants:
 - a connection whose introduction nobody has answered goes with its worker, as the kernel takes no second answer;
 - when this process ends, whatever ended it, its worker does too, and with both the connection: programs get errors, and none hangs.
 
-What follows from what: ``docs/design/handover.md``. What does not live here: a worker as a process (``workers``), what is said (``life``),
-how often it is tried again (``crashes``), who answers meanwhile (``standin``).
+What follows from what: ``docs/design/handover.md``. What does not live here: a worker as a process (``workers``), where it comes from
+(``reserve``), what is said (``life``), how often it is tried again (``crashes``), who answers meanwhile (``standin``).
 """
 
 import contextlib
+import math
 import os
 import selectors
 import signal
@@ -29,15 +30,17 @@ from imagefs.daemon.asking import SOCKET_NAME
 from imagefs.daemon.crashes import PAUSES, Crashes
 from imagefs.daemon.instance import CRASH_NAME, INIT_NAME, TABLE_NAME, Role, bind_socket, lock_instance, make_instance_dir
 from imagefs.daemon.plain_log import PlainLog
+from imagefs.daemon.reserve import Reserve
 from imagefs.daemon.signals import Signals
 from imagefs.daemon.standin import answer_one, status
 from imagefs.daemon.wire import described, rebuilt
-from imagefs.daemon.workers import Worker
+from imagefs.daemon.workers import Worker, bury_others
 from imagefs.errors import DaemonError, ImageFSError
 from imagefs.fuse.handover import Connection
 from imagefs.mount.fusemount import mount_fuse
 from imagefs.mount.recovery import detach_all, detach_single
 from imagefs.mount.table import MountTable
+from imagefs.syscalls import adopt_orphans
 
 TICK: Final = 1.0
 """Seconds after which the loop goes round, whether or not anything has happened."""
@@ -59,9 +62,9 @@ _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 class Ways:
     """How it is done. What is not the default is for tests, and for who has a connection already.
 
-    ``command`` runs a worker. ``silence``: seconds without a sign of life after which it is ended. ``pauses``: before a worker is started
-    again (``crashes``). ``resend`` False: as on a kernel that sends nothing again. ``adopted``: a connection that is mounted, and that
-    nobody serves.
+    ``command`` loads a worker's code. ``silence``: seconds without a sign of life after which it is ended. ``pauses``: before a worker is
+    started again (``crashes``). ``resend`` False: as on a kernel that sends nothing again. ``adopted``: a connection that is mounted, and
+    that nobody serves.
     """
 
     command: tuple[str, ...] = workers.COMMAND
@@ -96,8 +99,10 @@ class _Supervisor:
         self._selector = selectors.DefaultSelector()
         self._fuse = ways.adopted
         self._ready: Callable[[], None] | None = ready  # None once it was called: from then on a worker that dies is replaced
+        self._reserve = Reserve(self._load, role.log, self._selector, self._log)
+        self._reloading = False  # until the code on disk is loaded
         self._worker: Worker | None = None  # the one that was told to go
-        self._next: Worker | None = None  # one that loads, to take over
+        self._next: Worker | None = None  # the one that takes over when that has left
         self._left: list[Worker] = []  # those that hang in the kernel
         self._restart_at: float | None = None
         self._restarts = 0 if ways.adopted is None else 1  # who served an adopted connection before is not there any more
@@ -111,6 +116,7 @@ class _Supervisor:
         if self._fuse is None and (gone := self._detach()):
             self._log.warning("recovered", mountpoints=gone)
         self._listener = bind_socket(self._role.directory)
+        adopt_orphans()
         with self._selector, Signals(_SIGNALS, self._signalled) as signals:
             self._selector.register(signals, selectors.EVENT_READ, signals.come)
             try:
@@ -143,45 +149,67 @@ class _Supervisor:
                 self._ignore(worker)
             if has_ended:
                 self._bury(worker)
+        bury_others([worker.pid for worker in self._all()])
         self._watch(now)
 
     def _all(self) -> list[Worker]:
-        return [worker for worker in (self._worker, self._next, *self._left) if worker is not None]
+        return [worker for worker in (self._worker, self._next, *self._left, *self._reserve.all()) if worker is not None]
 
     # -- starting -----------------------------------------------------------------------------------------------------------------------
 
+    def _load(self) -> Worker:
+        return Worker.started(self._ways.command, self._role, self._listener, self._lock)
+
     def _start(self) -> None:
-        """Start a worker that serves at once; try again later where that cannot be."""
+        """Have a worker serve at once, or when its code is loaded; try again later where that cannot be."""
         self._restart_at = None
         try:
-            self._go(self._spawn())
+            worker = None if self._reloading else self._reserve.take()
+            if worker is None:
+                self._reserve.load()
+            else:
+                self._go(worker)
         except OSError as error:
             self._lost(f"it could not be started: {error}", None)
-
-    def _spawn(self) -> Worker:
-        worker = Worker(self._ways.command, self._role, self._listener, self._lock)
-        self._selector.register(worker.channel, selectors.EVENT_READ, _nothing)
-        self._log.info("worker_started", worker=worker.pid)
-        return worker
 
     def _go(self, worker: Worker) -> None:
         self._worker, self._restart_at = worker, None
         self._stand_in(False)
+        self._log.info("worker_started", worker=worker.pid)
         worker.heard_at = time.monotonic()
         worker.say("go", pid=os.getpid(), restarts=self._restarts, crash=self._crashes.first)
 
     def _reload(self) -> None:
-        """Have another worker load its code; the one that serves goes on until it has."""
-        if self._stopping or self._next is not None:
+        """Have the code on disk loaded, and a worker of it take over; the one that serves goes on until then."""
+        if self._stopping or self._reloading or self._next is not None:
             return
         self._log.warning("reload")
         if self._worker is None:
+            self._reserve.let_go()
             self._start()
             return
         try:
-            self._next = self._spawn()
+            self._reserve.load(anew=True)
+            self._reloading = True
         except OSError as error:
             self._keep(DaemonError(f"the new worker could not be started: {error}"))
+
+    def _loaded(self) -> None:
+        """Go on now that there is code to serve with."""
+        reloading, self._reloading = self._reloading, False
+        if self._stopping:
+            return
+        if self._worker is None:
+            if self._restart_at is None:
+                self._start()
+        elif reloading:
+            try:
+                self._next = self._reserve.take()
+            except OSError as error:
+                self._keep(DaemonError(f"the new worker could not be started: {error}"))
+                return
+            self._leave(self._worker, DRAIN_SECONDS)
+            self._worker.say("drain")
 
     def _keep(self, error: ImageFSError) -> None:
         """Say why there is no other worker after all."""
@@ -193,10 +221,9 @@ class _Supervisor:
 
     def _hear(self, worker: Worker, said: dict[str, Any]) -> None:
         match said["word"]:
-            case "loaded":
-                if worker is self._next and self._worker is not None:
-                    self._leave(self._worker, DRAIN_SECONDS)
-                    self._worker.say("drain")
+            case "loaded" if worker is self._reserve.loading:
+                self._reserve.has_loaded(said)
+                self._loaded()
             case "fuse" if worker is self._worker:
                 self._give_fuse(worker)
             case "answered" if self._fuse is not None:
@@ -276,8 +303,12 @@ class _Supervisor:
                 worker.abort(ABORT_SECONDS)
         if self._restart_at is not None and now >= self._restart_at:
             self._start()
+        if not self._stopping and self._worker is not None:
+            self._reserve.look_after(now)
 
     def _patience(self, worker: Worker) -> float:
+        if worker is self._reserve.loaded:
+            return math.inf  # nobody asks it anything
         return self._ways.silence if worker.ready_at is not None else max(self._ways.silence, _START_SECONDS)
 
     def _ignore(self, worker: Worker) -> None:
@@ -294,8 +325,10 @@ class _Supervisor:
             self._lost_or_replaced(worker)
 
     def _lost_or_replaced(self, worker: Worker) -> None:
-        """Go on without a worker."""
-        if worker is self._next:
+        """Go on without a worker, or without a template of workers."""
+        if worker in self._reserve.all():
+            self._unloaded(worker)
+        elif worker is self._next:
             self._next = None
             if not self._stopping:
                 self._keep(worker.error or DaemonError(f"the new worker cannot be used: {worker.how_it_ended()}"))
@@ -305,6 +338,23 @@ class _Supervisor:
             self._replace()
         else:
             self._lost(worker.how_it_ended(), worker)
+
+    def _unloaded(self, template: Worker) -> None:
+        """Go on without a template: one that loads may be what is waited for."""
+        was_loading = template is self._reserve.loading
+        pause = self._reserve.lost(template)
+        if self._worker is not None:
+            self._log.error("template_died", template=template.pid, how=template.how_it_ended(), again_in=pause)
+        if self._stopping or not was_loading:
+            return
+        reloading, self._reloading = self._reloading, False
+        if self._worker is not None:
+            if reloading:
+                self._keep(template.error or DaemonError(f"the new worker cannot be used: {template.how_it_ended()}"))
+        elif reloading:
+            self._start()
+        elif self._restart_at is None:
+            self._lost(template.how_it_ended(), template)
 
     def _lost(self, how: str, worker: Worker | None) -> None:
         """Go on after the worker has died, or could not be started."""
@@ -322,7 +372,11 @@ class _Supervisor:
             self._over = True
         else:
             now = time.monotonic()
-            served = 0.0 if worker is None or worker.ready_at is None else now - worker.ready_at
+            served = 0.0
+            if worker is not None and worker.ready_at is not None:
+                served = now - worker.ready_at
+            else:
+                self._reserve.let_go()  # the code on disk may be better
             pid, message = None if worker is None else worker.pid, None if error is None else error.message
             pause = self._crashes.note(how, pid=pid, error=message, served=served)
             self._log.error("worker_died", worker=pid, how=how, error=message, again_in=pause)
@@ -390,7 +444,3 @@ class _Supervisor:
     def _answer(self) -> None:
         known = status(self._role, self._started_at, self._restarts, self._crashes.first)
         answer_one(self._listener, known, {"stop": self._stop, "reload": self._reload})
-
-
-def _nothing() -> None:
-    """For what only has to wake the loop: workers are listened to each time that it goes round."""

@@ -1,6 +1,8 @@
 """``python -m imagefs.daemon.worker``: the process that serves one (store, cache), as its supervisor starts it.
 
-Order. Up: the code is loaded and the supervisor told so; at its word the SSD tier, what a worker before this one had mounted, the FUSE
+What is started by that name loads the code and is the template that workers are forked from (``template``).
+
+Order. Up: the supervisor's word; then the SSD tier, what a worker before this one had mounted, the FUSE
 connection, the control socket, and only then ready. Down: by being told to stop, which unmounts everything; by draining, which leaves all
 to the next worker; or by dying, which leaves it that too. The supervisor has everything that must survive that: lock, connection, socket.
 """
@@ -11,12 +13,11 @@ import json
 import os
 import signal
 import socket
-import sqlite3
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import structlog
 import trio
@@ -46,6 +47,7 @@ from imagefs.daemon.restoring import bring_missing, restored
 from imagefs.daemon.service import Mounter, Past, Service, in_thread
 from imagefs.daemon.settling import settle_when_quiet
 from imagefs.daemon.single import SingleMounter
+from imagefs.daemon.template import belong_to, forked
 from imagefs.daemon.wire import described, innermost, known
 from imagefs.errors import DaemonError, ImageFSError, StoreError, StoreFullError
 from imagefs.format.objectmap import ObjectRow
@@ -59,7 +61,6 @@ from imagefs.mount.mountinfo import mount_at
 from imagefs.mount.table import MountTable
 from imagefs.store.lazy import LazyStore
 from imagefs.store.patient import PatientReads
-from imagefs.syscalls import end_with_parent
 
 _SHUTDOWN_SECONDS: Final = 30.0
 _SETTLE_SECONDS: Final = 5.0
@@ -80,33 +81,30 @@ class _Told:
 
 
 def main() -> None:
-    """Run a worker that the one argument describes."""
+    """Be the template that the one argument describes; and run each worker that is forked from it."""
     # A terminal sends these to all; what follows from them is the supervisor's to say.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     faulthandler.enable()
-    told = _told(json.loads(sys.argv[1]))
-    told.lifeline.say("loaded")
-    past = told.lifeline.told_to_go()
+    os.chdir("/")
+    given = json.loads(sys.argv[1])
+    belong_to(given["pid"])
+    role = Role.of(given)
+    # What this process starts has no business with them. The lock only has to be held.
+    for name in ("life", "listener", "lock"):
+        os.set_inheritable(given[name], False)
+    lifeline = Lifeline(forked(socket.socket(fileno=given["life"]), role.config.store))
+    past = lifeline.told_to_go()
+    belong_to(given["pid"])
+    told = _Told(role, lifeline, socket.socket(fileno=given["listener"]), given["pid"])
     status = 0
     try:
         _run(told, Past(told.supervisor, past["restarts"], past["crash"]))
     except Exception as error:  # noqa: BLE001 # whatever it is, the supervisor is told, and it is in the log
-        told.lifeline.say("failed", error=described(error))
+        lifeline.say("failed", error=described(error))
         status = known(error).exit_code
     # Without looking back: the next worker waits for it, and a thread that hangs in a GET would be waited for.
     os._exit(status)
-
-
-def _told(told: dict[str, Any]) -> _Told:
-    end_with_parent(signal.SIGKILL)
-    if os.getppid() != told["pid"]:
-        sys.exit("the supervisor has ended")
-    # What this process starts has no business with them. The lock only has to be held.
-    for name in ("life", "listener", "lock"):
-        os.set_inheritable(told[name], False)
-    lifeline = Lifeline(socket.socket(fileno=told["life"]))
-    return _Told(Role.of(told), lifeline, socket.socket(fileno=told["listener"]), told["pid"])
 
 
 def _run(told: _Told, past: Past) -> None:
@@ -333,19 +331,15 @@ class _Worker:
             last_mount=trio.current_time(),
         )
         if self._disk is not None:
-            service.names = self._names()
+            service.names = ResolvedNames(self._role.config.cache / "names", self._no_names)
             service.caching = CacheService(self._disk, service.resolve, self._bring)
         return service
 
     def _exporter(self, service: Service) -> Exporter:
         return Exporter(self._role.directory, self._role.config.metrics_listen, lambda: exposition(stats(service.sources)), self._log)
 
-    def _names(self) -> ResolvedNames | None:
-        try:
-            return ResolvedNames(self._role.config.cache / "names")
-        except (OSError, sqlite3.Error) as error:
-            self._log.warning("names_unusable", error=str(error))
-            return None
+    def _no_names(self, error: Exception) -> None:
+        self._log.warning("names_unusable", error=str(error))
 
     def _bring(self, manifest: str) -> None:
         """Bring an image's index to this host. Blocks."""

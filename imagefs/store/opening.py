@@ -29,6 +29,14 @@ def open_store(url: str, *, create: bool = False) -> ObjectStore:
     return _open_s3(parse_s3_url(url), create=create) if is_s3_url(url) else _open_directory(_directory_of(url), create=create)
 
 
+def load_code(url: str) -> None:
+    """Load all that :func:`open_store` and what it returns would load later, and ask nobody anything: for who is going to fork."""
+    if is_s3_url(url):
+        from imagefs.store.s3_session import prepare  # noqa: PLC0415 # as below
+
+        prepare()
+
+
 def _open_directory(root: Path, *, create: bool) -> LocalStore:
     try:
         names = os.listdir(root)  # noqa: PTH208

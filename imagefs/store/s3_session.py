@@ -9,7 +9,8 @@ What does not live here: what is asked of the bucket, and what its answers mean.
 
 import threading
 from collections.abc import Mapping
-from functools import cached_property
+from contextlib import suppress
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 import boto3
@@ -17,6 +18,7 @@ import botocore.session
 from botocore.config import Config
 from botocore.credentials import Credentials
 from botocore.httpsession import DEFAULT_CA_BUNDLE
+from botocore.loaders import Loader, create_loader
 from obstore.exceptions import BaseError
 
 from imagefs.config import aws_region
@@ -49,6 +51,29 @@ _SETTINGS: Final = Config(
 )
 
 
+def prepare() -> None:
+    """Load all code and data that a connection needs, once for those made afterwards. It asks nobody anything, and starts no thread."""
+    import imagefs.store.s3  # noqa: F401, PLC0415 # it imports this module
+
+    with suppress(*FAILURES):
+        keys = {"aws_access_key_id": "none", "aws_secret_access_key": "none"}
+        client = boto3.Session(botocore_session=_new_session(), region_name=_FIRST_REGION, **keys).client("s3", config=_SETTINGS)
+        client.generate_presigned_url("get_object", Params={"Bucket": "none", "Key": "none"})
+        client.close()
+
+
+@cache
+def _descriptions(path: str | None) -> Loader:
+    """Return what reads botocore's descriptions of services, and remembers them: that takes as long as all else of a client."""
+    return create_loader(path)
+
+
+def _new_session() -> botocore.session.Session:
+    session = botocore.session.Session()
+    session.register_component("data_loader", _descriptions(session.get_config_variable("data_path")))
+    return session
+
+
 class Connection:
     """A session and its client for one bucket."""
 
@@ -59,7 +84,7 @@ class Connection:
         self._found_region: str | None = None
         asked = Asked("connection", bucket, bucket, "S3")
         try:
-            self._session = botocore.session.Session()
+            self._session = _new_session()
             chosen = region or aws_region() or self._session.get_config_variable("region") or _FIRST_REGION
             session = boto3.Session(botocore_session=self._session, region_name=chosen)
             self._credentials: Credentials | None = session.get_credentials()

@@ -63,7 +63,9 @@ def test_a_first_worker_that_says_why_is_quoted(place: Place) -> None:
 
 
 def test_a_first_worker_that_dies_with_the_mount_leaves_nothing(place: Place) -> None:
-    ask = "s = socket.socket(fileno=told['life']); s.send(json.dumps({'word': 'fuse'}).encode()); s.recv(65536); s.recv(65536); sys.exit(4)"
+    asked = "[(s.send(json.dumps({'word': word}).encode()), s.recv(65536)) for word in ('loaded', 'fuse')]"
+    say = f"s = socket.socket(fileno=told['life']); {asked}"
+    ask = f"{say}; sys.exit(4)"
     _fails(place, ask, "status 4")
     assert not (place.config.instance_dir() / "fuse.init").exists()
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -9,6 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from imagefs.config import load_config
+from imagefs.daemon import client
 from tests.system.world import World, wait_until
 
 _DAEMON: Final = """
@@ -25,14 +28,22 @@ _WORKER: Final = """
 import os, sys, time
 from pathlib import Path
 orders = Path({orders!r})
-if (orders / "fail").exists():
-    sys.stderr.write("the last words of a worker\\n")
-    sys.exit(3)
-if (orders / "crash").exists():
-    os.abort()
+def ending():
+    if (orders / "fail").exists():
+        sys.stderr.write("the last words of a worker\\n")
+        sys.stderr.flush()
+        os._exit(3)
+    if (orders / "crash").exists():
+        os.abort()
+ending()
 if (orders / "refuse").exists():
     raise ImportError("half an update")
 from imagefs.daemon import worker
+run = worker._run
+def ending_run(*args):
+    ending()
+    run(*args)
+worker._run = ending_run
 from imagefs.store.local import LocalStore
 get = LocalStore.get
 def slow(self, key, byte_range=None):
@@ -119,14 +130,42 @@ def status(world: World) -> dict[str, Any]:
 
 def worker(world: World) -> int:
     """Return the process id of the worker, once there is one."""
-    wait_until(lambda: status(world)["worker_pid"] is not None, "a worker", 30)
-    return int(status(world)["worker_pid"])
+    return another(world, 0)
 
 
 def another(world: World, pid: int) -> int:
     """Wait for another worker than ``pid`` to serve; return its process id."""
-    wait_until(lambda: status(world)["worker_pid"] not in {pid, None}, "another worker", 40)
-    return worker(world)
+    config = load_config(environ=world.env)
+    found = None
+
+    # Asked from here, and not by a command, which takes longer to start than a worker does.
+    def is_there() -> bool:
+        nonlocal found
+        found = next((one["worker_pid"] for one in client.daemons(config)), None)
+        return found not in {pid, None}
+
+    wait_until(is_there, "another worker", 40)
+    return int(found or 0)
+
+
+def descriptors(pid: int) -> list[str]:
+    """Return what a process has open, without what tells two of a kind apart."""
+    return sorted(re.sub(r"\[?\d+\]?$", "", str(link.readlink())) for link in Path(f"/proc/{pid}/fd").iterdir())
+
+
+def children(pid: int) -> dict[int, str]:
+    """Return the state of each child of a process."""
+    found = {}
+    for name in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        found[int(name)] = Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()[0]
+    return found
+
+
+def is_dead(pid: int) -> bool:
+    """Say whether a process has ended, also when nobody has asked how yet: that may take whoever adopts it seconds."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    return True
 
 
 def kill(pid: int, number: int = signal.SIGKILL) -> None:

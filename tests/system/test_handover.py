@@ -1,65 +1,21 @@
-"""The worker dies, or hangs; who reads from a mount notices no more than a moment's silence. Through the front door, under load."""
+"""The worker dies, or hangs; who reads from a mount notices no more than a moment's silence. Through the front door."""
 
 import errno
 import json
 import os
 import random
-import re
 import signal
-import statistics
 import time
 from pathlib import Path
 from typing import Final
 
 import pytest
 
-from tests.system.handover import InBackground, Orders, another, check, daemon, kill, status, worker
-from tests.system.readers import content, load
+from tests.system.handover import InBackground, Orders, another, daemon, descriptors, is_dead, kill, status, worker
+from tests.system.readers import content
 from tests.system.world import World, mounts_below, wait_until
 
-KILLS: Final = 50
 NAME: Final = "large/3"
-
-
-def descriptors(pid: int) -> list[str]:
-    """Return what a process has open, without what tells two of a kind apart."""
-    return sorted(re.sub(r"\[?\d+\]?$", "", str(link.readlink())) for link in Path(f"/proc/{pid}/fd").iterdir())
-
-
-def children(pid: int) -> dict[int, str]:
-    """Return the state of each child of a process."""
-    found = {}
-    for name in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        found[int(name)] = Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()[0]
-    return found
-
-
-def test_killed_again_and_again_under_load(reading_world: World) -> None:
-    world = reading_world
-    with daemon(world, pauses=(0.0,)) as supervisor:
-        point = world.mount()
-        pid = worker(world)
-        before = descriptors(supervisor.pid)
-        whims = random.Random(1)
-        with load(point) as under_way:
-            for _ in range(KILLS):
-                time.sleep(whims.uniform(0.0, 0.3))
-                kill(pid)
-                pid = another(world, pid)
-            time.sleep(0.5)
-            seen = under_way.stop()
-        longest = check(seen)
-        slow = sorted(took for one in seen for took in one["slow"])
-        print(f"\n{KILLS} kills, {sum(one['reads'] for one in seen)} operations; waits over 0.1 s: {len(slow)}")
-        print(f"p50 {statistics.median(slow):.3f} s, p99 {slow[int(len(slow) * 0.99)]:.3f} s, longest {longest:.3f} s")
-        assert longest < 10
-        assert (status(world)["worker_restarts"], world.stats()["worker_restarts"]) == (KILLS, KILLS)
-        for name in ("large/0", "small/007"):
-            assert (point / name).read_bytes() == content(name)
-        assert world.stats()["internal_errors"] == 0
-        assert descriptors(supervisor.pid) == before
-        assert len(children(supervisor.pid)) == 1
-        assert "Z" not in children(supervisor.pid).values()
 
 
 def test_a_worker_has_no_descriptor_that_it_does_not_need(reading_world: World) -> None:
@@ -87,7 +43,7 @@ def test_a_worker_has_no_descriptor_that_it_does_not_need(reading_world: World) 
     world.run("daemon", "reload")
     check_descriptors(another(world, pid))
     world.umount(point)
-    wait_until(lambda: not Path(f"/proc/{supervisor}").exists(), "the supervisor to end", 5)
+    wait_until(lambda: is_dead(supervisor), "the supervisor to end", 5)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
@@ -219,7 +175,7 @@ def test_a_supervisor_that_is_killed_takes_everything_along(reading_world: World
     found = status(world)
     file = os.open(point / NAME, os.O_RDONLY)
     kill(found["pid"])
-    wait_until(lambda: not Path(f"/proc/{found['worker_pid']}").exists(), "the worker to end too", 5)
+    wait_until(lambda: is_dead(found["worker_pid"]), "the worker to end too", 5)
     for call in (lambda: os.read(file, 5000), lambda: os.close(file)):
         with pytest.raises(OSError, match=r"not connected|connection abort"):
             call()
@@ -235,7 +191,7 @@ def test_a_stopped_worker_ends_with_its_supervisor(reading_world: World) -> None
     found = status(world)
     kill(found["worker_pid"], signal.SIGSTOP)
     kill(found["pid"])
-    wait_until(lambda: not Path(f"/proc/{found['worker_pid']}").exists(), "the worker to end too", 5)
+    wait_until(lambda: is_dead(found["worker_pid"]), "the worker to end too", 5)
     assert (world.mount(name="other") / "small/005").read_bytes() == content("small/005")
 
 

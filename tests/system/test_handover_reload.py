@@ -88,7 +88,7 @@ def test_a_worker_that_dies_during_a_reload_is_followed_by_the_new_one(reading_w
         kill(pid)
         pid = another(world, pid)
         assert (point / NAME).read_bytes() == content(NAME)
-        wait_until(lambda: len(Path(f"/proc/{supervisor.pid}/task/{supervisor.pid}/children").read_text().split()) == 1, "one worker")
+        wait_until(lambda: len(Path(f"/proc/{supervisor.pid}/task/{supervisor.pid}/children").read_text().split()) == 2, "one worker")
         assert (point / "small/001").read_bytes() == content("small/001")
 
 
@@ -204,7 +204,7 @@ def test_a_damaged_index_costs_a_moment_when_the_store_is_there(reading_world: W
     manifest = world.run("inspect", "test", "--json").json
     for path in (world.cache / "index").iterdir():
         data = bytearray(path.read_bytes())
-        if manifest["digest"] == path.name or data[1024:1028] == bytes.fromhex("e2e1f5e0"):
+        if path.name in {manifest["digest"], manifest["manifest"]["tree"]["digest"]}:
             # Another file in its place: the old worker has this one mapped.
             data[len(data) // 2] ^= 1
             path.unlink()
