@@ -18,6 +18,7 @@ from bench.far import bench_crowd, bench_far, bench_far_import, bench_gets, benc
 from bench.harness import Product, Run, cpu_of, drop_caches, have_memory, import_torch, paired, read_through, scratch, seconds, timed, walk
 from bench.kernel import bench_kernel
 from bench.kernel_many import bench_kernel_many
+from bench.kills import bench_kills
 from bench.ranged_get import bench_ranged_get
 
 GB = 1e9
@@ -244,4 +245,5 @@ BENCHES: dict[str, Callable[[Run], None]] = {
     "cost": bench_cost,
     "kernel": bench_kernel,
     "kernel-many": bench_kernel_many,
+    "kills": bench_kills,
 }

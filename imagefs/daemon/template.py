@@ -19,8 +19,7 @@ from typing import Final
 
 from imagefs.daemon.life import MESSAGE_MAX, message, parsed
 from imagefs.daemon.wire import described
-from imagefs.errors import DaemonError, ImageFSError
-from imagefs.store.opening import load_code
+from imagefs.errors import DaemonError
 from imagefs.syscalls import end_with_parent
 
 _DIGITS: Final = 32
@@ -33,14 +32,11 @@ def belong_to(supervisor: int) -> None:
         sys.exit("the supervisor has ended")
 
 
-def forked(channel: socket.socket, store: str) -> socket.socket:
-    """Say that the code is loaded, also that for ``store``, and fork a worker each time that the supervisor asks for one.
+def forked(channel: socket.socket) -> socket.socket:
+    """Say that the code is loaded, and fork a worker each time that the supervisor asks for one.
 
     Returns in the worker, with its channel; the template ends here, with the supervisor.
     """
-    with contextlib.suppress(ImageFSError):
-        # A store that cannot be is told of by who opens it.
-        load_code(store)
     # What the collector writes to it would have a copy of.
     gc.collect()
     gc.freeze()

@@ -60,6 +60,7 @@ from imagefs.memory import settle_daemon
 from imagefs.mount.mountinfo import mount_at
 from imagefs.mount.table import MountTable
 from imagefs.store.lazy import LazyStore
+from imagefs.store.opening import prepared
 from imagefs.store.patient import PatientReads
 
 _SHUTDOWN_SECONDS: Final = 30.0
@@ -72,12 +73,13 @@ Reason = Literal["stop", "drain"]
 
 @dataclass(slots=True)
 class _Told:
-    """What the supervisor gives to a worker when it starts it: the role, and descriptors."""
+    """What a worker has when it is told to go: from the supervisor the role and descriptors, from the template a store that is not open."""
 
     role: Role
     lifeline: Lifeline
     listener: socket.socket
     supervisor: int
+    store: LazyStore
 
 
 def main() -> None:
@@ -93,10 +95,11 @@ def main() -> None:
     # What this process starts has no business with them. The lock only has to be held.
     for name in ("life", "listener", "lock"):
         os.set_inheritable(given[name], False)
-    lifeline = Lifeline(forked(socket.socket(fileno=given["life"]), role.config.store))
+    store = LazyStore(role.config.store, opening=prepared(role.config.store))
+    lifeline = Lifeline(forked(socket.socket(fileno=given["life"])))
     past = lifeline.told_to_go()
     belong_to(given["pid"])
-    told = _Told(role, lifeline, socket.socket(fileno=given["listener"]), given["pid"])
+    told = _Told(role, lifeline, socket.socket(fileno=given["listener"]), given["pid"], store)
     status = 0
     try:
         _run(told, Past(told.supervisor, past["restarts"], past["crash"]))
@@ -112,7 +115,7 @@ def _run(told: _Told, past: Past) -> None:
     settle_daemon()
     role = told.role
     log = make_logger(role.log, role.config.log_level)
-    store = LazyStore(role.config.store)
+    store = told.store
     forest = Forest()
     clean = False
     disk = None

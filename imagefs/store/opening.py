@@ -1,17 +1,21 @@
 """From a URL to a store: which implementation it is, and whether what lies there is a store that this version knows."""
 
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote_to_bytes, urlsplit
 
 import msgspec
 
 from imagefs.errors import AccessError, ConflictError, NotFoundError, StoreError, UnsupportedError, UsageError
-from imagefs.store.base import MARKER_KEY, STORE_FORMAT, ObjectStore
+from imagefs.store.base import MARKER_KEY, STORE_FORMAT, KeyInfo, ObjectStore
 from imagefs.store.local import LocalStore
 from imagefs.store.s3_url import S3Place, is_s3_url, parse_s3_url
+
+if TYPE_CHECKING:
+    from imagefs.store.s3_session import Prepared
 
 _MARKER_MAX: Final = 4096
 
@@ -29,12 +33,18 @@ def open_store(url: str, *, create: bool = False) -> ObjectStore:
     return _open_s3(parse_s3_url(url), create=create) if is_s3_url(url) else _open_directory(_directory_of(url), create=create)
 
 
-def load_code(url: str) -> None:
-    """Load all that :func:`open_store` and what it returns would load later, and ask nobody anything: for who is going to fork."""
-    if is_s3_url(url):
-        from imagefs.store.s3_session import prepare  # noqa: PLC0415 # as below
+def prepared(url: str) -> Callable[[str], ObjectStore]:
+    """Do as much of :func:`open_store` as can be done before a fork: all code is loaded, and nobody is asked anything.
 
-        prepare()
+    Returns what opens the store, whatever it is called with: the first time faster than :func:`open_store`.
+    """
+    if not is_s3_url(url):
+        return open_store
+    # Imported here as below.
+    from imagefs.store import s3, s3_session  # noqa: F401, PLC0415
+
+    place, made = parse_s3_url(url), [s3_session.prepared()]
+    return lambda _: _open_s3(place, create=False, made=made.pop() if made else None)
 
 
 def _open_directory(root: Path, *, create: bool) -> LocalStore:
@@ -88,18 +98,19 @@ def _create(root: Path) -> None:
         store.close()
 
 
-def _open_s3(place: S3Place, *, create: bool) -> ObjectStore:
+def _open_s3(place: S3Place, *, create: bool, made: "Prepared | None" = None) -> ObjectStore:
     # Imported here: who uses a directory does not wait for boto3.
     from imagefs.store.s3 import S3Store  # noqa: PLC0415
 
-    store = S3Store(place)
+    store = S3Store(place, made)
     try:
-        if not _is_marked(store):
+        marker = _marker_of(store)
+        if marker is None:
             occupied = store.holds_something(make_bucket=create)
             # What lies there may be a store that another has made since we looked.
-            if not (occupied and _is_marked(store)):
+            if not (occupied and _marker_of(store)):
                 _refuse_or_make(store, occupied=occupied, create=create)
-        _check(store, store.url)
+        _check(store, store.url, marker)
         store.settle()
         if create:
             store.has_conditional_writes()
@@ -119,12 +130,10 @@ def _refuse_or_make(store: ObjectStore, *, occupied: bool, create: bool) -> None
     _mark(store)
 
 
-def _is_marked(store: ObjectStore) -> bool:
-    try:
-        store.head(MARKER_KEY)
-    except NotFoundError:
-        return False
-    return True
+def _marker_of(store: ObjectStore) -> KeyInfo | None:
+    with suppress(NotFoundError):
+        return store.head(MARKER_KEY)
+    return None
 
 
 def _mark(store: ObjectStore) -> None:
@@ -133,14 +142,14 @@ def _mark(store: ObjectStore) -> None:
         store.replace(MARKER_KEY, msgspec.json.encode({"format": STORE_FORMAT}) + b"\n", version=None)
 
 
-def _check(store: ObjectStore, root: str) -> None:
+def _check(store: ObjectStore, root: str, marker: KeyInfo | None = None) -> None:
     try:
-        if store.head(MARKER_KEY).size > _MARKER_MAX:
+        if (marker or store.head(MARKER_KEY)).size > _MARKER_MAX:
             raise StoreError(f"{root} is not a store: its {MARKER_KEY} is too long")
-        marker = msgspec.json.decode(store.get(MARKER_KEY), type=_Marker)
+        found = msgspec.json.decode(store.get(MARKER_KEY), type=_Marker)
     except (msgspec.MsgspecError, NotFoundError) as error:
         raise StoreError(f"{root} is not a store: its {MARKER_KEY} cannot be read: {error}") from error
-    if marker.format != STORE_FORMAT:
+    if found.format != STORE_FORMAT:
         raise UnsupportedError(
-            f"the store at {root} has format {marker.format}: this version reads format {STORE_FORMAT}", hint="update imagefs"
+            f"the store at {root} has format {found.format}: this version reads format {STORE_FORMAT}", hint="update imagefs"
         )

@@ -26,7 +26,7 @@ from imagefs.errors import AccessError, ConflictError, ImageFSError, NotFoundErr
 from imagefs.store.base import MARKER_KEY, ByteRange, KeyInfo
 from imagefs.store.s3_errors import FAILURES, code_of, explain, is_outdated, status_of
 from imagefs.store.s3_ranges import exactly
-from imagefs.store.s3_session import Connection
+from imagefs.store.s3_session import Connection, Prepared
 from imagefs.store.s3_upload import MULTIPART_FROM, Condition, Upload, insistently
 from imagefs.store.s3_url import S3Place
 
@@ -50,10 +50,13 @@ _T = TypeVar("_T")
 class S3Store:
     """A store at ``place``, which must be one (:func:`~imagefs.store.opening.open_store` checks and creates)."""
 
-    def __init__(self, place: S3Place) -> None:
-        """Find the credentials and make the client; nothing is asked of the bucket yet. ``close`` releases the connections."""
+    def __init__(self, place: S3Place, made: Prepared | None = None) -> None:
+        """Find the credentials and make the client, if none is ``made``; nothing is asked of the bucket yet.
+
+        ``close`` releases the connections.
+        """
         self._place = place
-        self._connection = Connection(place.bucket)
+        self._connection = Connection(place.bucket, made=made)
         self._renewing = threading.Lock()
         self._probing = threading.Lock()
         self._is_conditional: bool | None = None

@@ -10,15 +10,14 @@ What does not live here: what is asked of the bucket, and what its answers mean.
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
-from functools import cache, cached_property
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 import boto3
 import botocore.session
 from botocore.config import Config
-from botocore.credentials import Credentials
+from botocore.credentials import CredentialResolver, Credentials, ReadOnlyCredentials
 from botocore.httpsession import DEFAULT_CA_BUNDLE
-from botocore.loaders import Loader, create_loader
 from obstore.exceptions import BaseError
 
 from imagefs.config import aws_region
@@ -51,44 +50,66 @@ _SETTINGS: Final = Config(
 )
 
 
-def prepare() -> None:
-    """Load all code and data that a connection needs, once for those made afterwards. It asks nobody anything, and starts no thread."""
-    import imagefs.store.s3  # noqa: F401, PLC0415 # it imports this module
+class _Later(Credentials):
+    """Credentials that are found after the client was made that signs with them."""
 
-    with suppress(*FAILURES):
-        keys = {"aws_access_key_id": "none", "aws_secret_access_key": "none"}
-        client = boto3.Session(botocore_session=_new_session(), region_name=_FIRST_REGION, **keys).client("s3", config=_SETTINGS)
-        client.generate_presigned_url("get_object", Params={"Bucket": "none", "Key": "none"})
-        client.close()
+    def __init__(self) -> None:
+        super().__init__(None, None)
+        self.found: Credentials | None = None
 
-
-@cache
-def _descriptions(path: str | None) -> Loader:
-    """Return what reads botocore's descriptions of services, and remembers them: that takes as long as all else of a client."""
-    return create_loader(path)
+    def get_frozen_credentials(self) -> ReadOnlyCredentials | None:
+        """Return those to sign with now; botocore says that there are none where that is None."""
+        return None if self.found is None else self.found.get_frozen_credentials()
 
 
-def _new_session() -> botocore.session.Session:
-    session = botocore.session.Session()
-    session.register_component("data_loader", _descriptions(session.get_config_variable("data_path")))
-    return session
+class Prepared:
+    """A session and a client that have not looked for credentials and asked nobody anything: they can be made before a fork.
+
+    Making them is most of the time that it takes to connect.
+    """
+
+    def __init__(self, region: str | None = None) -> None:
+        """Read the AWS configuration. botocore's errors if it is none."""
+        self.session = botocore.session.Session()
+        chosen = region or aws_region() or self.session.get_config_variable("region") or _FIRST_REGION
+        self.chain: CredentialResolver = self.session.get_component("credential_provider")
+        self._later = _Later()
+        self.session.register_component("credential_provider", self)
+        self.client: S3Client = boto3.Session(botocore_session=self.session, region_name=chosen).client("s3", config=_SETTINGS)
+
+    def load_credentials(self) -> Credentials:
+        """Be asked by the client."""
+        return self._later
+
+    def find_credentials(self) -> Credentials | None:
+        """Go through the chain; the client signs with what is found."""
+        self._later.found = self.chain.load_credentials()
+        return self._later.found
+
+
+def prepared() -> Prepared | None:
+    """Return a client for one connection, made before a fork; None where none can be made, which a later one will say the reason of.
+
+    All code is loaded that connections need, and no thread started.
+    """
+    with suppress(*FAILURES, ValueError):
+        return Prepared()
+    return None
 
 
 class Connection:
     """A session and its client for one bucket."""
 
-    def __init__(self, bucket: str, region: str | None = None) -> None:
-        """Resolve the credentials chain and make the client. ``UsageError`` if the AWS configuration is none."""
+    def __init__(self, bucket: str, region: str | None = None, *, made: Prepared | None = None) -> None:
+        """Make the client, if none is ``made``, and resolve the credentials chain. ``UsageError`` if the AWS configuration is none."""
         self._bucket = bucket
         self._lock = threading.Lock()
         self._found_region: str | None = None
         asked = Asked("connection", bucket, bucket, "S3")
         try:
-            self._session = _new_session()
-            chosen = region or aws_region() or self._session.get_config_variable("region") or _FIRST_REGION
-            session = boto3.Session(botocore_session=self._session, region_name=chosen)
-            self._credentials: Credentials | None = session.get_credentials()
-            self.client: S3Client = session.client("s3", config=_SETTINGS)
+            made = made or Prepared(region)
+            self._session, self._chain, self.client = made.session, made.chain, made.client
+            self._credentials = made.find_credentials()
         except (*FAILURES, ValueError) as error:
             raise explain(error, asked) from error
         self.client.meta.events.register("response-received.s3", self._note_region)
@@ -122,7 +143,7 @@ class Connection:
             self.client.meta.endpoint_url,
             self.client.meta.region_name,
             self._credentials.method if self._credentials else None,
-            tuple(provider.METHOD for provider in self._session.get_component("credential_provider").providers),
+            tuple(provider.METHOD for provider in self._chain.providers),
         )
 
     def ranges(self) -> FastRanges | None:

@@ -1,6 +1,6 @@
 """Programs that read from a mount until they are told to stop, and say how long each had to wait: a load to disturb.
 
-    python -m tests.system.readers MOUNTPOINT KIND SEED      # one reader; SIGTERM ends it, and it prints one line of JSON
+    python -m tests.system.readers MOUNTPOINT KIND SEED PAUSE    # one reader; SIGTERM ends it, and it prints one line of JSON
 
 The mount holds what ``write_tree`` wrote. A reader asks past the page cache, so that the daemon has to answer; it goes on after an error,
 and counts it. Each is a process of its own, because a page that cannot be had is a signal to who has it mapped.
@@ -97,13 +97,16 @@ class Load:
 
 
 @contextlib.contextmanager
-def load(point: Path, kinds: tuple[str, ...] = KINDS) -> Iterator[Load]:
-    """Have readers read from ``point``; end them whatever happens."""
+def load(point: Path, kinds: tuple[str, ...] = KINDS, *, pause: float = 0.0) -> Iterator[Load]:
+    """Have readers read from ``point``; end them whatever happens.
+
+    ``pause``: seconds that each does nothing after an operation, on average. Without, they take all that the processors have.
+    """
     root = Path(__file__).parents[2]
     under_way = Load([])
     try:
         for number, kind in enumerate(kinds):
-            command = [sys.executable, "-m", "tests.system.readers", str(point), kind, str(number)]
+            command = [sys.executable, "-m", "tests.system.readers", str(point), kind, str(number), str(pause)]
             under_way.processes.append(subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True))
         yield under_way
     finally:
@@ -114,9 +117,10 @@ def load(point: Path, kinds: tuple[str, ...] = KINDS) -> Iterator[Load]:
 
 
 class _Reader:
-    def __init__(self, point: Path, kind: str, seed: int) -> None:
+    def __init__(self, point: Path, kind: str, seed: int, pause: float) -> None:
         self._point = point
         self._kind = kind
+        self._pause = pause
         self._random = random.Random(seed)
         self._names = list(FILES)
         self._stopped = False
@@ -137,6 +141,7 @@ class _Reader:
                 seen["errors"] = [*seen["errors"], f"{time.time():.3f} {errno.errorcode.get(error.errno or 0)} {error}"][-5:]
                 time.sleep(0.01)
             seen["reads"] += 1
+            time.sleep(self._random.uniform(0.0, 2 * self._pause))
         return seen
 
     def _call(self, do: Callable[..., _T], *arguments: Any, **options: Any) -> _T:
@@ -218,4 +223,4 @@ class _Reader:
 
 
 if __name__ == "__main__":
-    print(json.dumps(_Reader(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])).run()))
+    print(json.dumps(_Reader(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])).run()))
