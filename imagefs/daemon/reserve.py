@@ -14,17 +14,19 @@ A process that says that it is loaded, and not that it forks, is itself the work
 What does not live here: when a worker is needed (``supervisor``), and the template's own side (``template``).
 """
 
+import math
 import os
 import select
 import selectors
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final
 
 from imagefs.daemon.life import MESSAGE_MAX, parsed
 from imagefs.daemon.plain_log import PlainLog
-from imagefs.daemon.workers import Worker, channel_pair, open_log
+from imagefs.daemon.workers import START_SECONDS, Worker, channel_pair, open_log
 
 FORK_SECONDS: Final = 5.0
 """For a template to answer. It has nothing else to do."""
@@ -38,18 +40,18 @@ _SOUND_SECONDS: Final = 60.0
 class Reserve:
     """See the module. ``loaded`` and ``loading`` are for the supervisor to listen to, and to watch."""
 
-    def __init__(self, start: Callable[[], Worker], log_path: Any, selector: selectors.BaseSelector, log: PlainLog) -> None:
-        """``start`` starts a process that loads the code. ``log_path`` is where workers say things in plain words."""
+    def __init__(self, start: Callable[[], Worker], words: Path | None, selector: selectors.BaseSelector, log: PlainLog) -> None:
+        """``start`` starts a process that loads the code. ``words`` is the file of what workers say in plain words, if it is one."""
         self._start = start
-        self._log_path = log_path
+        self._words = words
         self._selector = selector
         self._log = log
         self.loaded: Worker | None = None
         self.loading: Worker | None = None
         self._forks = False
+        self._loaded_at = 0.0
         self._again_at: float | None = None
         self._ended = 0
-        self._loaded_at = 0.0
 
     def all(self) -> list[Worker]:
         """Return the processes that there are."""
@@ -59,17 +61,19 @@ class Reserve:
         """See that code is loaded, if there is none; ``anew``: what is on disk now. ``OSError`` if that cannot be begun."""
         self._again_at = None
         if anew:
-            self._drop(self.loading)
+            self._end(self.loading)
             self.loading = None
         if self.loading is None and (anew or self.loaded is None):
             self.loading = self._start()
-            self._selector.register(self.loading.channel, selectors.EVENT_READ, _nothing)
+            self._listen_to(self.loading)
             self._log.info("template_started", template=self.loading.pid)
 
     def has_loaded(self, said: dict[str, Any]) -> None:
         """Have the template that was loading be the one that workers are forked from."""
-        self._drop(self.loaded)
+        assert self.loading is not None
+        self._end(self.loaded)
         self.loaded, self.loading = self.loading, None
+        self.loaded.patience = math.inf  # it says nothing unasked
         self._forks = bool(said.get("forks"))
         self._loaded_at = time.monotonic()
 
@@ -79,26 +83,28 @@ class Reserve:
             return None
         if not self._forks:
             worker, self.loaded = self.loaded, None
+            worker.patience = START_SECONDS
             return worker
+        log = open_log(self._words)
         ours, theirs = channel_pair()
-        log = open_log(self._log_path)
-        with theirs:
-            self.loaded.say("fork", theirs.fileno(), log)
-        os.close(log)
         try:
+            self.loaded.say("fork", theirs.fileno(), log)
             pid = self._forked(self.loaded)
         except BaseException:
             ours.close()
             raise
+        finally:
+            theirs.close()
+            os.close(log)
         if pid is None:
             ours.close()
             return None
         worker = Worker(pid, ours)
-        self._selector.register(ours, selectors.EVENT_READ, _nothing)
+        self._listen_to(worker)
         return worker
 
     def _forked(self, template: Worker) -> int | None:
-        """Return the process that a template has forked; None if it is gone."""
+        """Return the process that a template has forked; None if the template is gone."""
         poll = select.poll()
         poll.register(template.channel, select.POLLIN)
         if not poll.poll(FORK_SECONDS * 1000):
@@ -118,10 +124,7 @@ class Reserve:
     def let_go(self) -> None:
         """Let go of what is loaded or loads: it does not answer, what was forked does not come up, or there is other code on disk."""
         for template in self.all():
-            if not template.has_hung_up:
-                self._selector.unregister(template.channel)
-            template.channel.close()
-            template.kill()
+            self._end(template)
         self.loaded = self.loading = None
 
     def lost(self, template: Worker) -> float:
@@ -147,7 +150,11 @@ class Reserve:
                 self._again_at = now + PAUSES[-1]
                 self._log.error("template_not_started", error=str(error))
 
-    def _drop(self, template: Worker | None) -> None:
+    def _listen_to(self, worker: Worker) -> None:
+        self._selector.register(worker.channel, selectors.EVENT_READ, _nothing)
+
+    def _end(self, template: Worker | None) -> None:
+        """End a template at once. It is buried with all others that nobody knows."""
         if template is not None:
             if not template.has_hung_up:
                 self._selector.unregister(template.channel)

@@ -16,7 +16,6 @@ What follows from what: ``docs/design/handover.md``. What does not live here: a 
 """
 
 import contextlib
-import math
 import os
 import selectors
 import signal
@@ -45,13 +44,9 @@ from imagefs.syscalls import adopt_orphans
 TICK: Final = 1.0
 """Seconds after which the loop goes round, whether or not anything has happened."""
 
-ABORT_SECONDS: Final = 1.0
-"""For a worker that is silent to write its stacks into the log, before it is killed."""
-
 DEATH_SECONDS: Final = 5.0
 DRAIN_SECONDS: Final = 30.0
 STOP_SECONDS: Final = 60.0
-_START_SECONDS: Final = 60.0
 _LONG: Final = 0.5
 """A pause in which somebody should answer on the control socket."""
 
@@ -141,6 +136,8 @@ class _Supervisor:
                 worker.heard_at = now
         self._turned_at = now
         for worker in self._all():
+            if worker not in self._all():
+                continue  # it was let go of because of another
             # Looked at first: what it has said before it ended is heard then.
             has_ended = worker.has_ended()
             for said in worker.heard():
@@ -230,6 +227,7 @@ class _Supervisor:
                 self._fuse.answered = True
             case "ready":
                 worker.ready_at = time.monotonic()
+                worker.patience = self._ways.silence
                 if self._ready is not None:
                     self._ready()
                     self._ready = None
@@ -290,26 +288,13 @@ class _Supervisor:
     def _watch(self, now: float) -> None:
         """See that who should live does and who should end does, and start who is due."""
         for worker in self._all():
-            if worker.killed_at is not None:
-                if now - worker.killed_at > DEATH_SECONDS and worker not in self._left:
-                    self._log.error("worker_hangs_in_the_kernel", worker=worker.pid)
-                    self._left.append(worker)
-                    self._lost_or_replaced(worker)
-            elif worker.kill_at is not None and now >= worker.kill_at:
-                self._log.error("worker_killed", worker=worker.pid)
-                worker.kill()
-            elif not (self._stopping or worker.was_aborted) and now - worker.heard_at > self._patience(worker):
-                self._log.error("worker_silent", worker=worker.pid, seconds=round(now - worker.heard_at, 1))
-                worker.abort(ABORT_SECONDS)
+            if worker not in self._left and worker.hangs(now, self._log, DEATH_SECONDS, may_be_silent=self._stopping):
+                self._left.append(worker)
+                self._lost_or_replaced(worker)
         if self._restart_at is not None and now >= self._restart_at:
             self._start()
         if not self._stopping and self._worker is not None:
             self._reserve.look_after(now)
-
-    def _patience(self, worker: Worker) -> float:
-        if worker is self._reserve.loaded:
-            return math.inf  # nobody asks it anything
-        return self._ways.silence if worker.ready_at is not None else max(self._ways.silence, _START_SECONDS)
 
     def _ignore(self, worker: Worker) -> None:
         """Listen to a worker no longer: of one that has hung up, the end of it is all there is to wait for."""

@@ -9,8 +9,10 @@ A worker is forked twice: its parent, the process between, ends at once, and so 
 its mutexes: LMDB's, which are robust and shared, would never be let go of after a crash.
 """
 
+import codecs
 import contextlib
 import gc
+import importlib
 import os
 import signal
 import socket
@@ -22,7 +24,12 @@ from imagefs.daemon.wire import described
 from imagefs.errors import DaemonError
 from imagefs.syscalls import end_with_parent
 
+_ENCODINGS: Final = ("ascii", "idna")
+_LMDB_OPENS_WITH: Final = "lmdb._envid"
+"""What the standard library and LMDB load when they first need it."""
+
 _DIGITS: Final = 32
+_GO: Final = message("go")[:-1]
 
 
 def belong_to(supervisor: int) -> None:
@@ -37,12 +44,20 @@ def forked(channel: socket.socket) -> socket.socket:
 
     Returns in the worker, with its channel; the template ends here, with the supervisor.
     """
-    # What the collector writes to it would have a copy of.
+    for encoding in _ENCODINGS:
+        codecs.lookup(encoding)
+    with contextlib.suppress(ImportError):
+        importlib.import_module(_LMDB_OPENS_WITH)
+    # What the collector writes to would be copied.
     gc.collect()
     gc.freeze()
     gc.disable()
     channel.send(message("loaded", forks=True))
     while True:
+        if channel.recv(MESSAGE_MAX, socket.MSG_PEEK).startswith(_GO):
+            # From a supervisor of before there were templates: to it this process is the worker.
+            gc.enable()
+            return channel
         data, descriptors, _, _ = socket.recv_fds(channel, MESSAGE_MAX, 2, socket.MSG_CMSG_CLOEXEC)
         if not data:
             os._exit(0)

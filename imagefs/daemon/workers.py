@@ -17,7 +17,14 @@ from typing import Any, Final
 
 from imagefs.daemon.instance import Role
 from imagefs.daemon.life import MESSAGE_MAX, Word, message, parsed
+from imagefs.daemon.plain_log import PlainLog
 from imagefs.errors import ImageFSError
+
+START_SECONDS: Final = 60.0
+"""For a process to load its code, and to be ready."""
+
+ABORT_SECONDS: Final = 1.0
+"""For a process that is silent to write its stacks into the log, before it is killed."""
 
 COMMAND: Final = (sys.executable, "-P", "-X", "faulthandler", "-m", "imagefs.daemon.worker")
 """What loads the code that is on disk when it starts."""
@@ -31,7 +38,7 @@ class Worker:
     """One process.
 
     ``ready_at``, ``leaving`` and ``error`` are the supervisor's notes of what it said and was told. ``kill_at`` is when it is to be killed
-    if it is still there, ``killed_at`` when it was: moments of the monotonic clock.
+    if it is still there, ``killed_at`` when it was: moments of the monotonic clock. ``patience``: seconds for which it may be silent.
     """
 
     def __init__(self, pid: int, channel: socket.socket) -> None:
@@ -44,8 +51,9 @@ class Worker:
         self.kill_at: float | None = None
         self.killed_at: float | None = None
         self.heard_at = time.monotonic()
+        self.patience = START_SECONDS
         self.has_hung_up = False
-        self.was_aborted = False
+        self._was_aborted = False
         self._silent = ""
         self._ended: int | None = None
 
@@ -84,12 +92,25 @@ class Worker:
             with suppress(ValueError):
                 yield parsed(data)
 
-    def abort(self, grace: float) -> None:
-        """Have it say in the log where it is, and end; after ``grace`` seconds it is to be killed."""
-        now = time.monotonic()
+    def hangs(self, now: float, log: PlainLog, seconds: float, *, may_be_silent: bool) -> bool:
+        """See that it ends if it has to, or is silent; say whether it was killed ``seconds`` ago and is there all the same."""
+        if self.killed_at is not None:
+            if now - self.killed_at > seconds:
+                log.error("worker_hangs_in_the_kernel", worker=self.pid)
+                return True
+        elif self.kill_at is not None and now >= self.kill_at:
+            log.error("worker_killed", worker=self.pid)
+            self.kill()
+        elif not (may_be_silent or self._was_aborted) and now - self.heard_at > self.patience:
+            log.error("worker_silent", worker=self.pid, seconds=round(now - self.heard_at, 1))
+            self._abort(now)
+        return False
+
+    def _abort(self, now: float) -> None:
+        """Have it say in the log where it is, and end; soon after it is to be killed."""
         self._silent = f"it was silent for {now - self.heard_at:.1f} s, and "
-        self.kill_at = now + grace
-        self.was_aborted = True
+        self.kill_at = now + ABORT_SECONDS
+        self._was_aborted = True
         self._send(signal.SIGABRT)
 
     def kill(self) -> None:

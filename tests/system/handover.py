@@ -42,8 +42,15 @@ from imagefs.daemon import worker
 run = worker._run
 def ending_run(*args):
     ending()
+    loaded = set(sys.modules)
+    worker.loaded_later = lambda: sorted(set(sys.modules) - loaded)
     run(*args)
 worker._run = ending_run
+if (orders / "old").exists():
+    def direct(channel):
+        channel.send(b'{{"word": "loaded"}}')
+        return channel
+    worker.forked = direct
 from imagefs.store.local import LocalStore
 get = LocalStore.get
 def slow(self, key, byte_range=None):
@@ -75,7 +82,8 @@ from imagefs.fuse.handover import Takeover
 mounter.bind_readonly = dying("die-bound", mounter.bind_readonly, True)
 mounter.unmount = dying("die-unmounted", mounter.unmount, True)
 Takeover.switch = dying("die-unanswered", Takeover.switch, False)
-service.Service._status = dying("die-asked", service.Service._status, False)
+tell = dying("die-asked", service.Service._status, False)
+service.Service._status = lambda self: tell(self) | {{"loaded_later": worker.loaded_later()}}
 worker.main()
 """
 
@@ -83,8 +91,9 @@ worker.main()
 class Orders:
     """Files that tell workers started with ``command`` what to do, while they are there.
 
-    ``fail`` and ``crash``: to end as soon as they are started; ``refuse``: to have code that cannot be loaded; ``slow``: to wait with each
-    GET of a pack until it is gone (``asked`` appears when one is asked for); ``hang``: to hang with the next extended attribute.
+    ``fail`` and ``crash``: to end as soon as they are started; ``refuse``: to have code that cannot be loaded; ``old``: to be as those were
+    that are not forked; ``slow``: to wait with each GET of a pack until it is gone (``asked`` appears when one is asked for); ``hang``: to
+    hang with the next extended attribute.
 
     To be killed once: ``die-bound`` and ``die-unmounted`` when the kernel has done what a command asked for, ``die-asked`` when a command
     asks for the status, ``die-unanswered`` when the kernel waits for the answer to FUSE_INIT.
