@@ -1,7 +1,7 @@
 """Workers killed one after another while eight programs read, in both modes and over S3: how long anybody waits, and what is left behind.
 
-A stall is the longest wait of any reader at a kill. The readers want all that the processors have, as do the server and the daemon: so the
-same load is measured without kills too, cut into pieces as long as the time between two of them.
+A stall is the longest wait of any reader at a kill. Server, daemon and readers share this machine's cores, and readers wait for those too:
+so the same load is measured without kills as well, cut into pieces as long as the time between two of them.
 """
 
 import os
@@ -23,6 +23,7 @@ KILLS = 20
 
 EVERY = 0.62
 _CALM = 15.0
+_PAUSE = 0.03
 _FUSE = ("pread", "mmap", "open", "exec")
 _KERNEL = ("pread", "whole", "mmap", "exec")
 
@@ -36,10 +37,10 @@ def bench_kills(run: Run) -> None:
         product.env |= {"IMAGEFS_RAM_BYTES": "8MiB", "IMAGEFS_CACHE_BYTES": "64MiB"}
         product.run("convert", f"dir:{tmp / 'source'}", "kills:1")
         with product.daemon(), product.mount("kills:1", "--mode", "fuse") as fuse, product.mount("kills:1", "--mode", "kernel") as kernel:
-            with load(fuse, _FUSE) as one, load(kernel, _KERNEL) as other:
+            with load(fuse, _FUSE, pause=_PAUSE) as one, load(kernel, _KERNEL, pause=_PAUSE) as other:
                 time.sleep(_CALM)
                 calm = one.stop() + other.stop()
-            with load(fuse, _FUSE) as one, load(kernel, _KERNEL) as other:
+            with load(fuse, _FUSE, pause=_PAUSE) as one, load(kernel, _KERNEL, pause=_PAUSE) as other:
                 time.sleep(2 * EVERY)
                 before = _held(product.env)
                 kills = _kill(product.env, run.runs * KILLS)

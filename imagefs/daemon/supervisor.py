@@ -7,12 +7,12 @@ no trio, no pyfuse3. One thread, one loop, and no wait in it that has no end.
 Invariants:
 
 - one worker at most has been told to go, and another is told only when that one is gone: two would take each other's requests. One that
-  cannot be killed, because it hangs in the kernel, is left behind after :data:`DEATH_SECONDS`: it asks nothing of the connection any more;
+  cannot be killed, because it hangs in the kernel, is left behind (``crew``): it asks nothing of the connection any more;
 - a connection whose introduction nobody has answered goes with its worker, as the kernel takes no second answer;
 - when this process ends, whatever ended it, its worker does too, and with both the connection: programs get errors, and none hangs.
 
-What follows from what: ``docs/design/handover.md``. What does not live here: a worker as a process (``workers``), where it comes from
-(``reserve``), what is said (``life``), how often it is tried again (``crashes``), who answers meanwhile (``standin``).
+What follows from what: ``docs/design/handover.md``. What does not live here: a worker as a process (``workers``), all of them (``crew``),
+where they come from (``reserve``), what is said (``life``), how often it is tried again (``crashes``), who answers meanwhile (``standin``).
 """
 
 import contextlib
@@ -27,13 +27,14 @@ from typing import Any, Final
 from imagefs.daemon import workers
 from imagefs.daemon.asking import SOCKET_NAME
 from imagefs.daemon.crashes import PAUSES, Crashes
+from imagefs.daemon.crew import Crew
 from imagefs.daemon.instance import CRASH_NAME, INIT_NAME, TABLE_NAME, Role, bind_socket, lock_instance, make_instance_dir
 from imagefs.daemon.plain_log import PlainLog
 from imagefs.daemon.reserve import Reserve
 from imagefs.daemon.signals import Signals
 from imagefs.daemon.standin import answer_one, status
 from imagefs.daemon.wire import described, rebuilt
-from imagefs.daemon.workers import Worker, bury_others
+from imagefs.daemon.workers import Worker
 from imagefs.errors import DaemonError, ImageFSError
 from imagefs.fuse.handover import Connection
 from imagefs.mount.fusemount import mount_fuse
@@ -44,7 +45,6 @@ from imagefs.syscalls import adopt_orphans
 TICK: Final = 1.0
 """Seconds after which the loop goes round, whether or not anything has happened."""
 
-DEATH_SECONDS: Final = 5.0
 DRAIN_SECONDS: Final = 30.0
 STOP_SECONDS: Final = 60.0
 _LONG: Final = 0.5
@@ -98,7 +98,7 @@ class _Supervisor:
         self._reloading = False  # until the code on disk is loaded
         self._worker: Worker | None = None  # the one that was told to go
         self._next: Worker | None = None  # the one that takes over when that has left
-        self._left: list[Worker] = []  # those that hang in the kernel
+        self._crew = Crew(self._known, self._hear, self._lost_or_replaced, self._selector, self._log)
         self._restart_at: float | None = None
         self._restarts = 0 if ways.adopted is None else 1  # who served an adopted connection before is not there any more
         self._turned_at = time.monotonic()
@@ -125,32 +125,19 @@ class _Supervisor:
 
     def _turn(self) -> None:
         now = time.monotonic()
-        due = [worker.kill_at for worker in self._all() if worker.kill_at is not None]
-        due += [] if self._restart_at is None else [self._restart_at]
+        due = self._crew.due() + ([] if self._restart_at is None else [self._restart_at])
         for key, _ in self._selector.select(min([TICK, *(max(0.0, at - now) for at in due)])):
             key.data()
         now = time.monotonic()
         if now - self._turned_at > 3 * TICK:
             # This process stood still, perhaps the whole machine did: a worker could not be heard, or could not speak.
-            for worker in self._all():
-                worker.heard_at = now
+            self._crew.forgive(now)
         self._turned_at = now
-        for worker in self._all():
-            if worker not in self._all():
-                continue  # it was let go of because of another
-            # Looked at first: what it has said before it ended is heard then.
-            has_ended = worker.has_ended()
-            for said in worker.heard():
-                self._hear(worker, said)
-            if worker.has_hung_up:
-                self._ignore(worker)
-            if has_ended:
-                self._bury(worker)
-        bury_others([worker.pid for worker in self._all()])
+        self._crew.look()
         self._watch(now)
 
-    def _all(self) -> list[Worker]:
-        return [worker for worker in (self._worker, self._next, *self._left, *self._reserve.all()) if worker is not None]
+    def _known(self) -> list[Worker]:
+        return [worker for worker in (self._worker, self._next) if worker is not None] + self._reserve.all()
 
     # -- starting -----------------------------------------------------------------------------------------------------------------------
 
@@ -287,27 +274,11 @@ class _Supervisor:
 
     def _watch(self, now: float) -> None:
         """See that who should live does and who should end does, and start who is due."""
-        for worker in self._all():
-            if worker not in self._left and worker.hangs(now, self._log, DEATH_SECONDS, may_be_silent=self._stopping):
-                self._left.append(worker)
-                self._lost_or_replaced(worker)
+        self._crew.watch(now, may_be_silent=self._stopping)
         if self._restart_at is not None and now >= self._restart_at:
             self._start()
-        if not self._stopping and self._worker is not None:
+        if not self._stopping and self._worker is not None and self._worker.ready_at is not None:
             self._reserve.look_after(now)
-
-    def _ignore(self, worker: Worker) -> None:
-        """Listen to a worker no longer: of one that has hung up, the end of it is all there is to wait for."""
-        with contextlib.suppress(KeyError):
-            self._selector.unregister(worker.channel)
-
-    def _bury(self, worker: Worker) -> None:
-        self._ignore(worker)
-        worker.channel.close()
-        if worker in self._left:
-            self._left.remove(worker)
-        else:
-            self._lost_or_replaced(worker)
 
     def _lost_or_replaced(self, worker: Worker) -> None:
         """Go on without a worker, or without a template of workers."""
@@ -399,12 +370,7 @@ class _Supervisor:
         return gone
 
     def _end(self) -> None:
-        deadline = time.monotonic() + DEATH_SECONDS
-        for worker in self._all():
-            worker.kill()
-        for worker in self._all():
-            worker.wait(deadline - time.monotonic())
-            worker.channel.close()
+        self._crew.end()
         self._let_go_of_fuse()
         (self._role.directory / SOCKET_NAME).unlink(missing_ok=True)
         self._listener.close()

@@ -182,7 +182,7 @@ def _inheritable() -> Iterator[int]:
                 yield int(name)
 
 
-def _spawn(command: Sequence[str], passed: Sequence[int], log: int) -> int:
+def _spawn(command: list[str], passed: Sequence[int], log: int) -> int:
     """Start a command that gets the descriptors ``passed``, and ``log`` as both outputs; return its process id."""
     null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     actions: list[tuple[int, ...]] = [(os.POSIX_SPAWN_DUP2, source, target) for source, target in ((null, 0), (log, 1), (log, 2))]

@@ -54,11 +54,11 @@ class _Later(Credentials):
     """Credentials that are found after the client was made that signs with them."""
 
     def __init__(self) -> None:
-        super().__init__(None, None)
+        super().__init__("", "")
         self.found: Credentials | None = None
 
-    def get_frozen_credentials(self) -> ReadOnlyCredentials | None:
-        """Return those to sign with now; botocore says that there are none where that is None."""
+    def get_frozen_credentials(self) -> ReadOnlyCredentials | None:  # type: ignore[override] # None is what botocore takes for none
+        """Return those to sign with now."""
         return None if self.found is None else self.found.get_frozen_credentials()
 
 
@@ -143,7 +143,7 @@ class Connection:
             self.client.meta.endpoint_url,
             self.client.meta.region_name,
             self._credentials.method if self._credentials else None,
-            tuple(provider.METHOD for provider in self._chain.providers),
+            tuple(str(provider.METHOD) for provider in self._chain.providers),
         )
 
     def ranges(self) -> FastRanges | None:

@@ -197,7 +197,8 @@ class _Reader:
         size, seed = FILES[name]
         at = self._random.randrange(-(-size // _PAGE))
         with self._opened(name) as file, mmap.mmap(file, 0, prot=mmap.PROT_READ) as mapped:
-            return self._call(mapped.__getitem__, slice(at * _PAGE, (at + 1) * _PAGE)) == block(seed, at)[: min(_PAGE, size - at * _PAGE)]
+            data = self._call(lambda: mapped[at * _PAGE : (at + 1) * _PAGE])
+        return data == block(seed, at)[: min(_PAGE, size - at * _PAGE)]
 
     def _open(self) -> bool:
         """Open, stat, ask for an attribute: each asks the daemon something, and moves no content."""
@@ -215,7 +216,7 @@ class _Reader:
             pass
         name = self._random.choice(list(_SMALL))
         with self._opened(name) as file:
-            done = self._call(subprocess.run, [self._point / PROGRAM], stdin=file, capture_output=True, check=False)
+            done = self._call(lambda: subprocess.run([self._point / PROGRAM], stdin=file, capture_output=True, check=False))
         # One that a signal has ended met a page that could not be had.
         if done.returncode:
             raise OSError(errno.EIO, f"the program ended with {done.returncode}: {done.stderr!r}")

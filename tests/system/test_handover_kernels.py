@@ -91,7 +91,7 @@ def test_without_resend_a_reload_waits_for_what_is_under_way(reading_world: Worl
         reload.outcome(30)
         assert worker(world) != pid
         with load(point, ("pread", "whole", "open", "list")) as under_way:
-            for _ in range(20):
+            for _ in range(8):
                 world.run("daemon", "reload")
             seen = under_way.stop()
         check(seen)

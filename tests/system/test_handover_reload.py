@@ -14,7 +14,7 @@ from tests.system.handover import InBackground, Orders, another, check, daemon, 
 from tests.system.readers import content, load
 from tests.system.world import World, mounts_below, wait_until
 
-RELOADS: Final = 10
+RELOADS: Final = 6
 NAME: Final = "large/4"
 
 

@@ -11,7 +11,7 @@ import pytest
 from imagefs.config import load_config
 from imagefs.daemon import client
 from tests import weed
-from tests.system.handover import InBackground, Orders, another, children, daemon, is_dead, kill, status, worker
+from tests.system.handover import InBackground, Orders, another, children, daemon, kill, status, worker
 from tests.system.readers import content
 from tests.system.world import World, require, wait_until
 
@@ -41,7 +41,7 @@ def test_a_template_that_ends_disturbs_nobody_and_is_loaded_again(reading_world:
         pid = worker(world)
         for pause in (1.0, 10.0):
             kill(template(supervisor.pid, pid))
-            wait_until(lambda pause=pause: [found["again_in"] for found in events(world, "template_died")][-1:] == [pause], "the log")
+            wait_until(lambda: [found["again_in"] for found in events(world, "template_died")][-1:] == [pause], "the log")  # noqa: B023 # now
             assert worker(world) == pid
             assert (point / NAME).read_bytes() == content(NAME)
             if pause == 1.0:
@@ -78,7 +78,7 @@ def test_a_template_that_hangs_costs_some_seconds_and_is_replaced(reading_world:
         kill(pid)
         assert InBackground((point / NAME).read_bytes).outcome(20) == content(NAME)
         assert template(supervisor.pid, another(world, pid)) != hanging
-        assert is_dead(hanging)
+        wait_until(lambda: not Path(f"/proc/{hanging}").exists(), "it to be buried")
 
 
 def test_a_worker_belongs_to_the_supervisor_and_not_to_the_template(reading_world: World) -> None:
