@@ -8,7 +8,7 @@ This is the only module that reads the environment. It touches no file but the T
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from ipaddress import ip_address
 from pathlib import Path
@@ -78,6 +78,19 @@ class Config:
         return self.runtime / self.instance(mountpoint)
 
 
+@dataclass(frozen=True, slots=True)
+class ManagerSettings:
+    """What a service manager tells the process that it starts (``sd_notify(3)``, ``sd_listen_fds(3)``). Nothing, where there is none.
+
+    ``notify`` is its socket: a path, or ``@`` and an abstract name. ``watchdog``: seconds in which it has to hear something, 0 for never.
+    ``descriptors``: what the descriptors from 3 on, which it has kept, were called when they were given to it.
+    """
+
+    notify: str = ""
+    watchdog: float = 0.0
+    descriptors: tuple[str, ...] = ()
+
+
 def load_config(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None) -> Config:
     """Build the configuration from ``flags`` (by setting name, plus ``config``; None means not given), environment and TOML file.
 
@@ -97,6 +110,25 @@ def load_config(flags: Mapping[str, Any] | None = None, environ: Mapping[str, st
         if flags.get(name) is not None:
             values[name], origins[name] = flags[name], "--" + name.replace("_", "-")
     return Config(**{name: _PARSERS[name](value, origins[name]) for name, value in values.items()})
+
+
+def manager_settings(environ: Mapping[str, str] | None = None, pid: int | None = None) -> ManagerSettings:
+    """Return what this process was told. What was meant for another, from which it has the environment, does not count."""
+    env = os.environ if environ is None else environ
+    own = str(os.getpid() if pid is None else pid)
+    names: tuple[str, ...] = ()
+    if env.get("LISTEN_PID") == own and env.get("LISTEN_FDS", "").isdecimal():
+        count = int(env["LISTEN_FDS"])
+        names = tuple(env.get("LISTEN_FDNAMES", "").split(":"))[:count]
+        names += ("unknown",) * (count - len(names))
+    microseconds = env.get("WATCHDOG_USEC", "") if env.get("WATCHDOG_PID", own) == own else ""
+    return ManagerSettings(env.get("NOTIFY_SOCKET", ""), int(microseconds) / 1e6 if microseconds.isdecimal() else 0.0, names)
+
+
+def environment_with(descriptors: Sequence[str]) -> dict[str, str]:
+    """Return this process's environment for a program in its place, which is told of ``descriptors`` from 3 on as a manager would."""
+    told = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(descriptors)), "LISTEN_FDNAMES": ":".join(descriptors)}
+    return {**os.environ, **told}
 
 
 def store_path(url: str) -> Path | None:

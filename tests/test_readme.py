@@ -9,7 +9,7 @@ import pytest
 from imagefs_cli.main import COMMANDS
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", "CONTRIBUTING.md", "docs/README.md"]
+PAGES = ["README.md", "CONTRIBUTING.md", "docs/README.md", "docs/systemd.md"]
 
 
 def typed(page: str, program: str) -> set[str]:

@@ -14,6 +14,7 @@ import errno
 import fcntl
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -176,16 +177,26 @@ def stop(config: Config, *, at: str | None = None) -> dict[str, Any]:
     return result
 
 
-def reload(config: Config, *, at: str | None = None) -> dict[str, Any]:
+def reload(config: Config, *, at: str | None = None, supervisor: bool = False) -> dict[str, Any]:
     """Replace the worker by one with the code that is on disk now; returns ``{pid, worker_pid}`` when that one serves.
 
-    Raises what the new one met; then the old one serves on.
+    Raises what the new one met; then the old one serves on. ``supervisor``: when that has worked, replace the supervisor too, and with it
+    the worker once more.
     """
     directory = config.instance_dir(at)
-    deadline = time.monotonic() + _RELOAD_SECONDS
-    old = ask_again(directory, {"op": "status"}, QUICK)["worker_pid"]
+    found = ask_again(directory, {"op": "status"}, QUICK)
     with contextlib.suppress(BrokenError):
         ask(directory, {"op": "reload"}, _RELOAD_SECONDS)
+    result = _another_worker(directory, found["worker_pid"])
+    if supervisor:
+        os.kill(result["pid"], signal.SIGUSR2)
+        result = _another_worker(directory, result["worker_pid"])
+    return result
+
+
+def _another_worker(directory: Path, old: int | None) -> dict[str, Any]:
+    """Wait for another worker than ``old`` to serve."""
+    deadline = time.monotonic() + _RELOAD_SECONDS
     while time.monotonic() < deadline:
         found = ask_again(directory, {"op": "status"}, QUICK)
         if found["worker_pid"] not in {old, None}:

@@ -1,8 +1,9 @@
 """An instance: one store served with one cache, and the directory that its processes share.
 
 ``daemon.lock`` is held as long as any of its processes lives, by a descriptor that they have in common; ``control.sock`` is where clients
-ask, ``metrics.sock`` where Prometheus does; ``daemon.log`` is written by all of them; ``mounts.json``, ``fuse.init`` and ``crash.json`` are
-what one process leaves to the next. All of it is this user's alone. Nothing heavy is imported: the supervisor stays small.
+ask, ``metrics.sock`` where Prometheus does; ``daemon.log`` is written by all of them; ``mounts.json``, ``fuse.init``, ``workers`` and
+``crash.json`` are what one process leaves to the next. All of it is this user's alone. Nothing heavy is imported: the supervisor stays
+small.
 """
 
 import fcntl
@@ -24,8 +25,9 @@ TREES_NAME: Final = "trees"
 INIT_NAME: Final = "fuse.init"
 CRASH_NAME: Final = "crash.json"
 METRICS_NAME: Final = "metrics.sock"
+WORKERS_NAME: Final = "workers"
+LOCK_NAME: Final = "daemon.lock"
 
-_LOCK_NAME: Final = "daemon.lock"
 _LOCK_SECONDS: Final = 10.0
 
 
@@ -108,7 +110,7 @@ def make_instance_dir(directory: Path) -> None:
 
 def lock_instance(directory: Path) -> int:
     """Become the instance's one daemon; one that is just ending is waited for. Returns the descriptor that holds the lock."""
-    descriptor = os.open(directory / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(directory / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     deadline = time.monotonic() + _LOCK_SECONDS
     while True:
         try:

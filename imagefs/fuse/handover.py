@@ -88,6 +88,11 @@ class Connection:
         found.answered = True
         return found
 
+    @property
+    def descriptor(self) -> int:
+        """What keeps the connection: for who is to keep it when this process is gone."""
+        return self._descriptor
+
     def lend(self) -> tuple[int, bool]:
         """Return a descriptor for a process to serve, and whether the caller has to close it when that process has it."""
         if self.resends:

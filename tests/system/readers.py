@@ -97,8 +97,8 @@ class Load:
 
 
 @contextlib.contextmanager
-def load(point: Path, kinds: tuple[str, ...] = KINDS, *, pause: float = 0.0) -> Iterator[Load]:
-    """Have readers read from ``point``; end them whatever happens.
+def load(point: Path, kinds: tuple[str, ...] = KINDS, inside: tuple[str, ...] = (), *, pause: float = 0.0) -> Iterator[Load]:
+    """Have readers read from ``point``; end them whatever happens. ``inside``: what runs a command where that is mounted.
 
     ``pause``: seconds that each does nothing after an operation, on average. Without, they take all that the processors have.
     """
@@ -106,7 +106,8 @@ def load(point: Path, kinds: tuple[str, ...] = KINDS, *, pause: float = 0.0) -> 
     under_way = Load([])
     try:
         for number, kind in enumerate(kinds):
-            command = [sys.executable, "-m", "tests.system.readers", str(point), kind, str(number), str(pause)]
+            reader = [sys.executable, "-m", "tests.system.readers", str(point), kind, str(number), str(pause)]
+            command = [*inside, *reader]
             under_way.processes.append(subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True))
         yield under_way
     finally:

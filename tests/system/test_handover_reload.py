@@ -12,7 +12,7 @@ import pytest
 
 from tests.system.handover import InBackground, Orders, another, check, daemon, kill, status, worker
 from tests.system.readers import content, load
-from tests.system.world import World, mounts_below, wait_until
+from tests.system.world import World, end, mounts_below, wait_until
 
 RELOADS: Final = 6
 NAME: Final = "large/4"
@@ -237,3 +237,39 @@ def test_a_cache_that_was_taken_away_leaves_a_worker_without_it(reading_world: W
     world.cache.chmod(0o700)
     world.run("daemon", "reload")
     assert world.stats()["ssd_present"] == 1
+
+
+def _supervisor(world: World) -> tuple[int, float]:
+    found = status(world)
+    return int(found["pid"]), float(found["started_at"])
+
+
+@pytest.mark.parametrize("how", ["in the background", "in the foreground"])
+def test_the_supervisor_is_replaced_too_without_a_service_manager(reading_world: World, how: str) -> None:
+    world = reading_world
+    foreground = None
+    if how == "in the foreground":
+        foreground = world.start("daemon", "run")
+        wait_until(lambda: world.attempt("daemon", "status").status == 0, "the daemon", 30)
+    point = world.mount()
+    pid, since = _supervisor(world)
+    before = len(list(Path(f"/proc/{pid}/fd").iterdir()))
+    with load(point, ("pread", "open")) as under_way:
+        # More than once: what it has become can do it again.
+        for number in (1, 2):
+            world.run("daemon", "reload", "--supervisor")
+            assert _supervisor(world)[0] == pid
+            assert status(world)["worker_restarts"] == 2 * number
+        seen = under_way.stop()
+    check(seen)
+    assert _supervisor(world)[1] > since
+    assert len(list(Path(f"/proc/{pid}/fd").iterdir())) == before
+    assert len(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()) == 1
+    assert [mount["mountpoint"] for mount in status(world)["mounts"]] == [str(point)]
+    assert (point / NAME).read_bytes() == content(NAME)
+    if foreground is None:
+        world.umount(point)
+        wait_until(lambda: not Path(f"/proc/{pid}").exists(), "the daemon to end with its last mount", 20)
+    else:
+        assert end(foreground, signal.SIGTERM) == 0
+    assert mounts_below(world.root) == []

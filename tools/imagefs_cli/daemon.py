@@ -1,12 +1,14 @@
 """``imagefs daemon``: run, show, renew and stop the daemon."""
 
 import os
+import sys
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from imagefs_cli import output
+from imagefs_cli.failures import EXIT_LEFT
 from imagefs_cli.options import GLOBAL_OPTIONS, Invocation, command
 
 if TYPE_CHECKING:
@@ -20,30 +22,35 @@ if TYPE_CHECKING:
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.pass_context
-def daemon_command(ctx: click.Context) -> None:
+def daemon_command(ctx: click.Context) -> int | None:
     """Run, show, renew or stop the daemon; run it, if no command is given.
 
     `imagefs mount` starts one by itself where none runs; that one ends with its last mount.
     """
-    if ctx.invoked_subcommand is None:
-        _run(ctx.ensure_object(Invocation))
+    return _run(ctx.ensure_object(Invocation)) if ctx.invoked_subcommand is None else None
 
 
 daemon_command.params += GLOBAL_OPTIONS()
 
 
-def _run(invocation: Invocation) -> None:
+def _run(invocation: Invocation) -> int:
     """Run the daemon of this store and cache in the foreground, until SIGTERM or `imagefs daemon stop`.
 
-    It stays when the last mount goes. SIGHUP does what `imagefs daemon reload` does.
+    It stays when the last mount goes. SIGHUP does what `imagefs daemon reload` does. At SIGUSR2 it leaves the mounts to the next
+    supervisor: the one that systemd starts, where that keeps descriptors for it, and elsewhere itself, begun anew.
     """
+    from imagefs.config import manager_settings
     from imagefs.daemon.instance import Role
+    from imagefs.daemon.notify import ServiceManager
     from imagefs.daemon.supervisor import run_daemon
     from imagefs.errors import AccessError
 
     if os.geteuid() != 0:
         raise AccessError("a daemon for all mounts needs root", hint="without root, `imagefs mount` starts one for each mount")
-    run_daemon(Role(invocation.config(), log_to_file=False), lambda: output.say("imagefs daemon: ready"))
+    role = Role(invocation.config(), log_to_file=False)
+    manager, again = ServiceManager(manager_settings()), (sys.executable, *sys.orig_argv[1:])
+    left = run_daemon(role, lambda: output.say("imagefs daemon: ready"), manager=manager, again=again)
+    return EXIT_LEFT if left else 0
 
 
 def _status(invocation: Invocation) -> None:
@@ -90,7 +97,8 @@ def _because(crash: dict[str, Any]) -> str:
     return f": {crash['error']}" if crash["error"] else ""
 
 
-def _reload(invocation: Invocation) -> None:
+@click.option("--supervisor", is_flag=True, help="Replace the supervisor too, which takes half a second instead of a tenth.")
+def _reload(invocation: Invocation, *, supervisor: bool) -> None:
     """Have a new process serve the mounts, with the code that is on disk now. Programs that read meanwhile wait a moment.
 
     If the new one cannot start, the old one goes on, and this fails.
@@ -99,13 +107,16 @@ def _reload(invocation: Invocation) -> None:
     from imagefs.errors import DaemonError
 
     config = invocation.config()
+    if supervisor:
+        # It is what is to run: if it cannot even be loaded, nothing is given up for it.
+        import imagefs.daemon.supervisor  # noqa: F401
     if os.geteuid() == 0:
-        result = client.reload(config)
+        result = client.reload(config, supervisor=supervisor)
     else:
         mounts = [mount["mountpoint"] for daemon in _own(config) for mount in daemon["mounts"]]
         if not mounts:
             raise DaemonError("no daemon is running for this store and cache", hint="`imagefs mount` starts one")
-        result = [client.reload(config, at=mountpoint) for mountpoint in mounts][-1]
+        result = [client.reload(config, at=mountpoint, supervisor=supervisor) for mountpoint in mounts][-1]
     if invocation.wants_json:
         output.print_json(result)
 

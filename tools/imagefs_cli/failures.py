@@ -17,6 +17,7 @@ from imagefs_cli.options import Invocation
 
 EXIT_USAGE: Final = 2
 EXIT_BUG: Final = 70
+EXIT_LEFT: Final = 75
 EXIT_INTERRUPTED: Final = 130
 EXIT_PIPE: Final = 141
 

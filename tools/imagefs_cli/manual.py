@@ -27,6 +27,7 @@ SETTINGS: Final[Mapping[str, str]] = {
 
 EXITS: Final[Mapping[int, str]] = {
     failures.EXIT_BUG: "an unexpected error: a bug in imagefs; `-v` shows the traceback",
+    failures.EXIT_LEFT: "a daemon left its mounts to the next one, which its service manager is to start",
     failures.EXIT_INTERRUPTED: "interrupted (Ctrl-C)",
     failures.EXIT_PIPE: "the reader of standard output went away",
 }
