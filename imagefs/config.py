@@ -30,6 +30,7 @@ ENVIRONMENT: Final[Mapping[str, str]] = {
     "ram_bytes": "IMAGEFS_RAM_BYTES",
     "cache_bytes": "IMAGEFS_CACHE_BYTES",
     "cache_floor": "IMAGEFS_CACHE_FLOOR",
+    "scrub_days": "IMAGEFS_SCRUB_DAYS",
     "store_deadline": "IMAGEFS_STORE_DEADLINE",
     "mode": "IMAGEFS_MODE",
     "log_level": "IMAGEFS_LOG_LEVEL",
@@ -41,6 +42,7 @@ _INSTANCE_DIGITS: Final = 16
 _MAX_TOML_BYTES: Final = 1 << 20
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(?:i?B)?|B)?", re.IGNORECASE)
 _CACHE_MIN: Final = 64 << 20
+_DAYS_MAX: Final = 3650
 _UNITS: Final = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 
 
@@ -50,9 +52,9 @@ class Config:
 
     ``store`` is a URL; ``cache`` holds the SSD tier, ``runtime`` the sockets and the mount table. ``ram_bytes`` bounds the RAM tier;
     ``cache_bytes`` the SSD tier (0: only the free space does), which leaves ``cache_floor`` bytes free on its file system (None: a
-    twentieth of it, 10 GiB at most). ``store_deadline`` is in seconds: no read waits longer for the store. ``mode``, one of ``MODES``, is
-    how images are mounted of which nothing else is said. ``metrics_listen`` is where Prometheus may ask too, beside the socket in
-    ``runtime``: ``HOST:PORT``, with an address of this host's loopback.
+    twentieth of it, 10 GiB at most). Within ``scrub_days`` all of it is verified (0: never). ``store_deadline`` is in seconds: no read
+    waits longer for the store. ``mode``, one of ``MODES``, is how images are mounted of which nothing else is said. ``metrics_listen`` is
+    where Prometheus may ask too, beside the socket in ``runtime``: ``HOST:PORT``, with an address of this host's loopback.
     """
 
     store: str
@@ -61,6 +63,7 @@ class Config:
     ram_bytes: int = 512 << 20
     cache_bytes: int = 0
     cache_floor: int | None = None
+    scrub_days: float = 7.0
     store_deadline: float = 30.0
     mode: str = "auto"
     log_level: str = "warning"
@@ -283,11 +286,22 @@ def _ram_bytes(value: object, origin: str) -> int:
     return size
 
 
-def _deadline(value: object, origin: str) -> float:
+def _number(value: object, origin: str, unit: str) -> float:
     try:
-        seconds = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else float(_text(value, origin))
+        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else float(_text(value, origin))
     except ValueError as error:
-        raise UsageError(f"{origin}: not a number of seconds: {value!r}") from error
+        raise UsageError(f"{origin}: not a number of {unit}: {value!r}") from error
+
+
+def _days(value: object, origin: str) -> float:
+    days = _number(value, origin, "days")
+    if not 0 <= days <= _DAYS_MAX:
+        raise UsageError(f"{origin}: the SSD tier cannot be verified in {value!r} days", hint=f"at most {_DAYS_MAX}, or 0 for never")
+    return days
+
+
+def _deadline(value: object, origin: str) -> float:
+    seconds = _number(value, origin, "seconds")
     if not 0 < seconds <= 24 * 3600:
         raise UsageError(f"{origin}: {value!r} is not a usable deadline", hint="more than 0 and at most 86400 seconds")
     return seconds
@@ -331,6 +345,7 @@ _PARSERS: Final[Mapping[str, Callable[[object, str], Any]]] = {
     "ram_bytes": _ram_bytes,
     "cache_bytes": _cache_bytes,
     "cache_floor": _cache_floor,
+    "scrub_days": _days,
     "store_deadline": _deadline,
     "mode": _one_of("mode", MODES),
     "log_level": _one_of("log level", LOG_LEVELS),

@@ -8,7 +8,11 @@ It imports nothing of ours, so that every layer may use it. What does not live h
 """
 
 import ctypes
+import errno
+import fcntl
 import os
+import struct
+import threading
 from pathlib import Path
 from typing import Final
 
@@ -35,6 +39,15 @@ _MOVE_MOUNT_F_EMPTY_PATH: Final = 4
 _AT_FDCWD: Final = -100
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
+
+_NR_IOPRIO_SET: Final = {"x86_64": 251, "aarch64": 30}
+_IOPRIO_WHO_PROCESS: Final = 1
+_IOPRIO_IDLE: Final = 3 << 13  # IOPRIO_CLASS_IDLE, in the bits of the class
+
+_ENABLE_VERITY: Final = 0x40806685  # FS_IOC_ENABLE_VERITY (linux/fsverity.h)
+_VERITY: Final = struct.Struct("=IIIIQIIQ88x")
+_VERITY_SHA256: Final = 1
+_VERITY_BLOCK: Final = 4096
 
 
 def mount(source: Path | None, target: Path, flags: int) -> None:
@@ -130,3 +143,33 @@ def adopt_orphans(wanted: bool = True) -> None:
 
 def _prctl(option: int, value: int) -> None:
     _checked(_libc.prctl(option, ctypes.c_ulong(value), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)))
+
+
+def syncfs(descriptor: int) -> None:
+    """``syncfs(2)``: return when everything that was written to the file system of an open file is on the disk."""
+    _checked(_libc.syncfs(descriptor))
+
+
+def ioprio_idle() -> None:
+    """``ioprio_set(2)``: give this thread's reads and writes to a disk the idle class. ``ENOSYS`` on a machine whose number is not known.
+
+    The schedulers BFQ and mq-deadline go by it; others, and disks without one, do not.
+    """
+    number = _NR_IOPRIO_SET.get(os.uname().machine)
+    if number is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    _syscall(number, _IOPRIO_WHO_PROCESS, 0, _IOPRIO_IDLE)
+
+
+def nice_thread(nice: int) -> None:
+    """``setpriority(2)`` for this thread alone: Linux keeps it by thread, whatever POSIX says."""
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
+
+
+def enable_verity(descriptor: int) -> None:
+    """``FS_IOC_ENABLE_VERITY``, SHA-256: have the kernel verify each page of a file that it reads from the disk, from now on and for ever.
+
+    The file is open for reading, and nobody has it open for writing (``ETXTBSY``). ``ENOTTY`` or ``EOPNOTSUPP`` where the kernel or the
+    file system has no fs-verity, ``EEXIST`` where it is enabled already. It reads all of the file.
+    """
+    fcntl.ioctl(descriptor, _ENABLE_VERITY, _VERITY.pack(1, _VERITY_SHA256, _VERITY_BLOCK, 0, 0, 0, 0, 0))

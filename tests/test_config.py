@@ -117,3 +117,13 @@ def test_an_instance_is_its_store_cache_and_mountpoint() -> None:
     assert all(len(name) == 16 for name in names)
     assert config.instance("/m") == config.instance(Path("/m"))
     assert config.instance_dir() == Path("/r") / config.instance()
+
+
+def test_how_often_the_ssd_tier_is_verified() -> None:
+    def days(text: str) -> float:
+        return load_config({}, {"HOME": "/h", "IMAGEFS_SCRUB_DAYS": text}).scrub_days
+
+    assert (days("0"), days("0.5"), days("30")) == (0, 0.5, 30)
+    for wrong in ("-1", "nan", "1e9", "weekly"):
+        with pytest.raises(UsageError, match="IMAGEFS_SCRUB_DAYS"):
+            days(wrong)

@@ -59,3 +59,28 @@ def test_a_failure_has_the_errno_of_its_call(tmp_path: Path, require: Callable[.
     _refused(errno.ENODEV, syscalls.fsopen, "no such type")
     _refused(errno.EINVAL, syscalls.fsconfig_create, -1)
     _refused(errno.EBADF, syscalls.fsmount, -1)
+
+
+def test_what_is_written_is_synced(tmp_path: Path) -> None:
+    with (tmp_path / "file").open("wb") as file:
+        file.write(b"x")
+        file.flush()
+        syscalls.syncfs(file.fileno())
+    _refused(errno.EBADF, syscalls.syncfs, -1)
+
+
+def test_verity_is_refused_or_enabled(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * 5000)
+    with path.open("rb") as file:
+        try:
+            syscalls.enable_verity(file.fileno())
+        except OSError as error:
+            assert error.errno in {errno.ENOTTY, errno.EOPNOTSUPP}  # noqa: PT017 # most file systems have none
+        else:
+            _refused(errno.EEXIST, syscalls.enable_verity, file.fileno())
+
+
+def test_a_machine_whose_numbers_are_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(syscalls, "_NR_IOPRIO_SET", {})
+    _refused(errno.ENOSYS, syscalls.ioprio_idle)

@@ -6,13 +6,15 @@ Guarantees:
   :meth:`DiskTier.bad` when it is not what it should be. So a flipped bit, a lost write or an unclean stop cost a fetch, never a wrong byte.
 - **Landing is off the critical path.** :meth:`DiskTier.land` puts bytes in a bounded queue, from which they are written when no reader
   waits, or a few seconds later; where the disk is slower than the link, full, or broken, bytes are not kept and no reader notices.
-- A file is in ``objects/`` only after all of it was verified and made durable (``imagefs.cache.disk_files``).
+- A file is in ``objects/`` only after all of it was verified and made durable (``imagefs.cache.disk_files``), and goes from there when it
+  is found to be damaged (:meth:`DiskTier.withdraw`).
 - The index is written in one durable commit every :data:`COMMIT_SECONDS` at most: a killed process loses that much of what it landed.
 
 Who owns what: all state belongs to the trio thread. One task (:meth:`DiskTier.run`) hands batches to a thread, one at a time, and changes
 the state when the thread is done; so there are no locks.
 
-What does not live here: which bytes are wanted (``fetcher``), which files go when room is needed (``eviction``).
+What does not live here: which bytes are wanted (``fetcher``), which files go when room is needed (``eviction``), and who looks whether
+they are still what they were (``scrub``).
 """
 
 import errno
@@ -96,11 +98,14 @@ class DiskTier:
         self._committed = trio.Event()
         self._committed_at = _NOW
         self._hurried = False
+        self._writing = False
         self._off_until = 0.0
         self._refusal = ""
         self._asked_at = self._waits_since = _NOW
         self._threads = trio.CapacityLimiter(_THREADS)
         self._commits = Commits(folders, index, self._entries, self.counters, threads=self._threads, wall=wall)
+        self.scrub_due = _FOR_EVER
+        """When what the scrubber looks at next is due, in seconds since the epoch."""
         self.is_sound = True
         """Whether index and files agree, as far as is known: False after a bug, and where the last commit was refused."""
 
@@ -155,10 +160,39 @@ class DiskTier:
         if entry is None:
             return
         if entry.ranges is None or entry.busy:
-            self._entries.doom(entry)
+            self._entries.doom(entry, damaged=entry.ranges is None)
             self._wake.set()
         else:
             self._entries.hold(entry, -entry.ranges.remove(start, end))
+
+    async def withdraw(self, name: bytes, *, damaged: bool) -> bool:
+        """Unlink a complete file now, which is damaged, or of which there is but the row; False if there is none by now."""
+        entry = self._find(name)
+        if entry is None or entry.ranges is not None:
+            return False
+        self.counters.damaged_files += damaged
+        self._entries.doom(entry, damaged=damaged)
+        try:
+            await self._commits.write_index()
+        except (OSError, ImageFSError) as error:
+            # It was unlinked before; its row goes with the next commit that can be.
+            self._refused(error)
+        return True
+
+    def is_native(self, name: bytes, size: int) -> bool:
+        """Say whether the kernel finds all of a file in its place, as far as is known."""
+        return self.covers(name, 0, size, use=False) and not self._folders.suspects.has(name)
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether anything has to be verified before the kernel may have it."""
+        return bool(self._folders.suspects)
+
+    async def quiet(self) -> None:
+        """Wait until no reader has waited for a moment, but no longer than is good for what is to be done."""
+        with trio.move_on_after(_WAIT_SECONDS):
+            while (until := self._asked_at + _QUIET_SECONDS) > trio.current_time():  # noqa: ASYNC110 # readers cannot tell that they stopped
+                await trio.sleep_until(until)
 
     def disable(self) -> None:
         """Hold nothing from now on, for a tier whose task is dead."""
@@ -192,9 +226,13 @@ class DiskTier:
 
     async def settled(self) -> None:
         """Wait until everything that was landed so far is committed, or refused."""
-        while self._queue or self._commits.is_due():
+        while self._is_busy():
             self._hurry()
             await self._committed.wait()
+
+    def _is_busy(self) -> bool:
+        # What is being written is neither in the queue any more nor to be committed yet.
+        return bool(self._queue) or self._writing or self._commits.is_due()
 
     async def _in_thread(self, function: Callable[..., _T], *args: object) -> _T:
         return await trio.to_thread.run_sync(function, *args, limiter=self._threads)
@@ -222,7 +260,11 @@ class DiskTier:
 
     async def _round(self) -> None:
         try:
-            await self._write()
+            self._writing = True
+            try:
+                await self._write()
+            finally:
+                self._writing = False
             if self._hurried or trio.current_time() >= self._commit_at():
                 await self._commit()
                 await self._make_room()
@@ -370,21 +412,6 @@ class DiskTier:
 
     # -- for people --------------------------------------------------------------------------------------------------------------------
 
-    async def verify(self) -> dict[str, int]:
-        """Compare every complete file with its name; let go of those that differ. Incomplete ones are verified as they are read."""
-        checked = bad = size = 0
-        name = b""
-        while rows := await self._in_thread(self._index.after, name, 64):
-            for name, row in rows:
-                if row.complete:
-                    checked += 1
-                    size += row.size
-                    if not await self._in_thread(self._folders.is_sound, name, row.size):
-                        bad += 1
-                        self.bad(name, 0, row.size)
-        self.counters.damaged_files += bad
-        return {"files": checked, "bytes": size, "bad": bad}
-
     def status(self) -> dict[str, object]:
         """Return what is held and what bounds it."""
         free, total = self._folders.free()
@@ -397,7 +424,7 @@ class DiskTier:
             "free_bytes": free,
             "disk_bytes": total,
             "queued_bytes": self._queue.size,
-            "settled": not (self._queue or self._commits.is_due()),
+            "settled": not self._is_busy(),
             "refusing": self._refusal if self._wall() < self._off_until else "",
         }
 

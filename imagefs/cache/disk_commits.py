@@ -20,12 +20,20 @@ from imagefs.cache.disk_small import SmallFile
 
 @dataclass(slots=True)
 class DiskCounters:
-    """Figures since the daemon started, in bytes or files."""
+    """Figures since the daemon started, in bytes or files.
+
+    ``damaged_files`` were not what their name says when they were sealed or checked; ``withdrawn_files`` are those that had been complete,
+    whoever found that. ``cleared_files`` were suspects, and are served by the kernel again.
+    """
 
     landed_bytes: int = 0
     not_landed_bytes: int = 0
     completed_files: int = 0
     damaged_files: int = 0
+    withdrawn_files: int = 0
+    cleared_files: int = 0
+    scrubbed_files: int = 0
+    scrubbed_bytes: int = 0
     evicted_bytes: int = 0
     evicted_files: int = 0
     write_errors: int = 0
@@ -77,12 +85,9 @@ class Commits:
         """Seal what is complete, unlink what is doomed, and write the index."""
         full, self._full = self._full, []
         sealing = [entry for entry in full if entry.file is not None and not entry.doomed]
-        small, bad = list(self._small.values()), set[bytes]()
+        small = list(self._small.values())
         try:
-            if sealing or small:
-                files = [(entry.name, entry.size, entry.file) for entry in sealing if entry.file is not None]
-                names = [file.name for file in small]
-                bad = set(await trio.to_thread.run_sync(self._folders.seal, files, names, limiter=self._threads))
+            bad = await self._seal(sealing, small)
         except OSError:
             # Their bytes can be read as they are; the next commit tries again.
             self._full.extend(sealing)
@@ -100,7 +105,22 @@ class Commits:
         self._placed([file for file in small if file.name not in bad])
         for name in bad:
             self._small.pop(name, None)
+        placed = {*(entry.name for entry in sealing), *(file.name for file in small)} - bad
+        if placed and self._folders.has_verity:
+            await trio.to_thread.run_sync(self._protect, placed, limiter=self._threads)
         await self.write_index()
+
+    async def _seal(self, sealing: list[Entry], small: list[SmallFile]) -> set[bytes]:
+        """Return the names of those that could not be. When this returns, nothing refers to the files that were open for writing."""
+        if not (sealing or small):
+            return set()
+        files = [(entry.name, entry.size, entry.file) for entry in sealing if entry.file is not None]
+        names = [file.name for file in small]
+        return set(await trio.to_thread.run_sync(self._folders.seal, files, names, limiter=self._threads))
+
+    def _protect(self, names: Iterable[bytes]) -> None:
+        for name in names:
+            self._folders.protect(name)
 
     def _placed(self, small: list[SmallFile]) -> None:
         """Note that whole files have their places."""
@@ -135,6 +155,11 @@ class Commits:
                 entry.dirty = True
             self._rows[:0] = placed
             raise
+        finally:
+            # Whatever became of the index, they are unlinked: who looks for them anew does not find them.
+            for entry in going.values():
+                self._counters.withdrawn_files += entry.damaged
+                entry.damaged = False
         for name in going:
             self._entries.doomed.pop(name, None)
 

@@ -34,6 +34,7 @@ class Entry:
     dirty: bool = False
     busy: bool = False
     doomed: bool = False
+    damaged: bool = False
 
     def row(self) -> Row:
         """Return what the index is to say about it."""
@@ -138,11 +139,12 @@ class Entries:
         self._opened.pop(entry.name, None)
         self.figures = self.figures._replace(complete=self.figures.complete + 1)
 
-    def doom(self, entry: Entry) -> None:
-        """Let go of a file."""
+    def doom(self, entry: Entry, *, damaged: bool = False) -> None:
+        """Let go of a file; ``damaged``: the kernel may have been served bytes of it that are wrong."""
         if entry.doomed:
             return
         entry.doomed = True
+        entry.damaged = damaged
         self._entries.pop(entry.name, None)
         self._opened.pop(entry.name, None)
         self.doomed[entry.name] = entry

@@ -1,11 +1,14 @@
 """The files of the SSD tier: blocking functions, run in threads; they own no state but the open descriptors that they are given.
 
-``partial/`` holds sparse files that are being filled, ``objects/`` complete ones; ``ab/cdef…`` below each is the object's name in hex.
+``partial/`` holds sparse files that are being filled, ``objects/`` complete ones; ``ab/cdef…`` below each is the object's name in hex. A
+complete file that must be verified before the kernel may have it lies elsewhere (``disk_suspects``), and is found here like the others.
 
 Invariants:
 
 - a file gets its place in ``objects/`` after all of it was found to have the digest that is its name, and made durable: one ``syncfs`` for
   a batch, then the renames. What was put together from pieces is read back for that; a small one is written at once, and hashed before;
+- what has its place gets fs-verity where the file system has it, once nobody has it open for writing: the kernel answers ``EIO`` then in
+  place of a wrong byte. That it cannot be had is no error;
 - a descriptor is closed when the last who uses it lets go of it, so an eviction never pulls a file from under a read.
 
 Whole pages go past the page cache (``O_DIRECT``) where the file system can: what the tier serves is held by the page cache of the mount,
@@ -13,7 +16,6 @@ and should not be held twice; and it costs a tenth of the CPU time.
 """
 
 import contextlib
-import ctypes
 import errno
 import mmap
 import os
@@ -21,7 +23,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from imagefs.cache.disk_suspects import Suspects
 from imagefs.digest import Buffer, Hasher
+from imagefs.syscalls import enable_verity, syncfs
 
 OBJECTS: Final = "objects"
 PARTIAL: Final = "partial"
@@ -29,7 +33,11 @@ PARTIAL: Final = "partial"
 _STEP: Final = 1 << 20
 _PAGE: Final = 4096
 _VECTOR: Final = 64
-_libc: Final = ctypes.CDLL(None, use_errno=True)
+_NO_VERITY: Final = frozenset({errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM, errno.EACCES, errno.ENOSYS})
+"""What the kernel answers where no file of a file system can have it, or none of this user's."""
+
+
+_OPEN: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class OpenFile:
@@ -99,7 +107,7 @@ class Piece(NamedTuple):
 
 
 class Folders:
-    """The two folders below ``root``."""
+    """The two folders below ``root``, and what lies in ``suspects``. ``has_verity``: the file system may have fs-verity."""
 
     def __init__(self, root: Path) -> None:
         """Make them where they are missing."""
@@ -107,9 +115,11 @@ class Folders:
         self._made: set[str] = set()
         # For ``syncfs``: any file of it will do.
         self._descriptor = -1
+        self.has_verity = True  # as far as is known
         for folder in (OBJECTS, PARTIAL):
             (root / folder).mkdir(mode=0o700, exist_ok=True)
         self._descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.suspects = Suspects(root)
 
     def __del__(self) -> None:
         if self._descriptor >= 0:
@@ -122,10 +132,24 @@ class Folders:
 
     def open(self, name: bytes, *, complete: bool) -> OpenFile | None:
         """Open a file that is there; None if it is not."""
-        flags = os.O_RDONLY if complete else os.O_RDWR
         with contextlib.suppress(OSError):
-            return OpenFile(self.path(name, complete=complete), flags | os.O_CLOEXEC | os.O_NOFOLLOW)
+            return self.open_complete(name) if complete else OpenFile(self.path(name, complete=False), _OPEN | os.O_RDWR)
         return None
+
+    def open_complete(self, name: bytes, *, ask: bool = True) -> OpenFile:
+        """Open a complete file; ``ask``: a reader waits, so a suspect is verified soon. ``OSError``."""
+        path = self.path(name, complete=True)
+        try:
+            return OpenFile(path, _OPEN)
+        except FileNotFoundError:
+            suspect = self.suspects.path(name)
+        if suspect is not None:
+            if ask:
+                self.suspects.ask(name)
+            with contextlib.suppress(FileNotFoundError):
+                return OpenFile(suspect, _OPEN)
+        # It may have got its place meanwhile.
+        return OpenFile(path, _OPEN)
 
     def create(self, name: bytes, size: int) -> OpenFile:
         """Open an incomplete file, new or not, with room for ``size`` bytes. ``OSError``."""
@@ -138,6 +162,8 @@ class Folders:
 
     def remove(self, name: bytes, *, complete: bool) -> None:
         """Unlink a file, if it is there."""
+        if complete:
+            self.suspects.remove(name)
         with contextlib.suppress(OSError):
             os.unlink(self.path(name, complete=complete))  # noqa: PTH108
 
@@ -169,9 +195,8 @@ class Folders:
         """
         bad = [name for name, size, file in files if _digest(file, size) != name]
         good = [item for item in files if item[0] not in bad]
-        if (good or small) and _libc.syncfs(self._descriptor):
-            code = ctypes.get_errno() or errno.EIO
-            raise OSError(code, os.strerror(code))
+        if good or small:
+            syncfs(self._descriptor)
         for _, _, file in good:
             os.fchmod(file.descriptor, 0o444)
         bad += [name for name in (*(item[0] for item in good), *small) if not self._place(name)]
@@ -189,10 +214,34 @@ class Folders:
             return os.path.exists(target)  # noqa: PTH110
         return True
 
-    def is_sound(self, name: bytes, size: int) -> bool:
-        """Say whether a complete file has the digest that is its name."""
-        file = self.open(name, complete=True)
-        return file is not None and _digest(file, size) == name
+    def clear(self, name: bytes) -> bool:
+        """Give a suspect, which was verified, its place again; False if it is none any more. ``OSError``."""
+        path, target = self.suspects.path(name), self.path(name, complete=True)
+        if path is None:
+            return False
+        if os.path.exists(target):  # noqa: PTH110
+            self.suspects.remove(name)
+            return False
+        self._make_parent(target)
+        try:
+            os.rename(path, target)  # noqa: PTH104
+        except FileNotFoundError:
+            return False
+        self.protect(name)
+        return True
+
+    def protect(self, name: bytes) -> None:
+        """Enable fs-verity on a file that has its place, where that can be had. It stays without if somebody has it open for writing."""
+        if not self.has_verity:
+            return
+        try:
+            descriptor = os.open(self.path(name, complete=True), _OPEN)
+            try:
+                enable_verity(descriptor)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            self.has_verity = error.errno not in _NO_VERITY
 
     def _make_parent(self, path: str) -> None:
         parent = path.rpartition("/")[0]
@@ -225,17 +274,39 @@ def _offset(piece: Piece) -> int:
     return piece.offset
 
 
+class Readback:
+    """Hashes a file's bytes as they are read back from the disk, some at a time."""
+
+    def __init__(self, file: OpenFile, size: int) -> None:
+        """``size`` is the file's."""
+        self._file = file
+        self._size = size
+        self._offset = 0
+        self._hasher = Hasher()
+        # A mapping: its memory begins with a page.
+        self._buffer = memoryview(mmap.mmap(-1, min(max(size, 1), _STEP), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+
+    def go_on(self, most: int) -> bool:
+        """Read about ``most`` bytes more; True when that was the last. ``OSError`` if they cannot be read, or are not there."""
+        until = min(self._size, self._offset + most)
+        while self._offset < until:
+            view = self._buffer[: self._size - self._offset]
+            if not self._file.read_into(view, self._offset):
+                raise OSError(errno.EIO, "the file is cut short")
+            self._hasher.update(view)
+            self._offset += len(view)
+        return self._offset >= self._size
+
+    def digest(self) -> bytes:
+        """Return the digest of what was read."""
+        return self._hasher.digest()
+
+
 def _digest(file: OpenFile, size: int) -> bytes:
     """Return the digest of a file's bytes as they are read back; of nothing that could be a name if they cannot be."""
-    hasher = Hasher()
-    # A mapping: its memory begins with a page.
-    buffer = memoryview(mmap.mmap(-1, _STEP, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+    readback = Readback(file, size)
     try:
-        for offset in range(0, size, _STEP):
-            view = buffer[: size - offset]
-            if not file.read_into(view, offset):
-                return b""
-            hasher.update(view)
+        readback.go_on(size)
     except OSError:
         return b""
-    return hasher.digest()
+    return readback.digest()

@@ -25,6 +25,8 @@ MAP_BYTES: Final = 16 << 30
 _ROW: Final = struct.Struct("<BQQI")
 _FIGURES: Final = struct.Struct("<QQ32s")
 _FIGURES_KEY: Final = b"figures"
+_SCRUB: Final = struct.Struct("<d32s")
+_SCRUB_KEY: Final = b"scrub"
 _NAME: Final = 32
 
 
@@ -49,8 +51,15 @@ class Figures(NamedTuple):
     hand: bytes = bytes(_NAME)
 
 
+class Scrub(NamedTuple):
+    """Where the scrubber is: when its round began, in seconds since the epoch, and the last name that it has looked at."""
+
+    begun: float
+    name: bytes
+
+
 class DiskIndex:
-    """The open database."""
+    """The open database. ``scrub`` is where the scrubber was when it was opened, None if it never began."""
 
     def __init__(self, path: Path, *, map_bytes: int = MAP_BYTES) -> None:
         """Open or make it. ``StoreError`` if it is damaged."""
@@ -66,7 +75,9 @@ class DiskIndex:
             self._meta = self._environment.open_db(b"meta")
             with self._environment.begin() as transaction:
                 figures = transaction.get(_FIGURES_KEY, db=self._meta)
+                scrub = transaction.get(_SCRUB_KEY, db=self._meta)
             self.figures = Figures() if figures is None else Figures._make(_FIGURES.unpack(figures))
+            self.scrub = None if scrub is None else Scrub._make(_SCRUB.unpack(scrub))
         except (lmdb.Error, struct.error, OSError) as error:
             raise StoreError(f"the index of the cache at {path} cannot be used: {error}") from error
 
@@ -115,6 +126,14 @@ class DiskIndex:
         except lmdb.Error as error:
             raise StoreFullError(f"the index of the cache cannot be written: {error}") from error
         self.figures = figures
+
+    def keep_scrub(self, scrub: Scrub) -> None:
+        """Remember where the scrubber is. ``StoreFullError`` where there is no room."""
+        try:
+            with self._environment.begin(write=True) as transaction:
+                transaction.put(_SCRUB_KEY, _SCRUB.pack(*scrub), db=self._meta)
+        except lmdb.Error as error:
+            raise StoreFullError(f"the index of the cache cannot be written: {error}") from error
 
     def pins(self) -> dict[str, str]:
         """Return the pinned images: manifest (hex) -> the name by which it was pinned."""

@@ -21,7 +21,7 @@ MARKER: Final = "imagefs-cache.json"
 ASIDE: Final = "aside"
 _LOCK: Final = "lock"
 _INDEX: Final = "index"
-_CONTENTS: Final = ("objects", "frames", "partial", "lmdb", "names")
+_CONTENTS: Final = ("objects", "suspect", "frames", "partial", "lmdb", "names")
 _REMOTE: Final = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "fuse", "ceph", "glusterfs"})
 _MEMORY: Final = frozenset({"tmpfs", "ramfs"})
 

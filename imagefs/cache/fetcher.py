@@ -39,6 +39,9 @@ NOWHERE: Final = 0
 SSD: Final = 1
 STORE: Final = 2
 
+_BRING: Final = 16 << 20
+"""Bytes of an object that are under way at once where nobody waits for it."""
+
 
 class Fetcher:
     """Serves objects from the RAM tier and fills it. Belongs to the trio thread."""
@@ -154,6 +157,26 @@ class Fetcher:
     def is_local(self, record: ObjectRecord) -> bool:
         """Say whether SSD seems to have all of an object."""
         return self._disk is not None and self._disk.covers(record.digest, 0, record.size, use=False)
+
+    def is_native(self, record: ObjectRecord) -> bool:
+        """Say whether the kernel finds all of an object on SSD."""
+        return self._disk is not None and self._disk.is_native(record.digest, record.size)
+
+    async def bring(self, record: ObjectRecord) -> None:
+        """Bring an object to SSD, which has lost it; nobody waits for it. What cannot be had in time is left to who reads it.
+
+        Raises an ``ImageFSError``.
+        """
+        for start in range(0, record.size, _BRING):
+            parts = parts_of(record, start, min(start + _BRING, record.size), self._ram, is_local=self.is_local)
+            # What RAM has comes from nowhere again, and would not land.
+            for part in parts:
+                self._flights.keep(part)
+            self._start(parts, demand=False)
+            with trio.move_on_after(self._deadline):
+                for slab in (part.slab for part in parts if part.slab is not None):
+                    while slab.in_flight:
+                        await slab.lot.park()
 
     def _tier_of(self, part: Part) -> str:
         slab = part.slab

@@ -27,7 +27,7 @@ from imagefs.cache.link import Ticket
 from imagefs.cache.pieces import Failures, Frames, Tag, key_of, side_by_side
 from imagefs.cache.planner import GET_MAX, Run, plan_runs
 from imagefs.cache.ram import RamCache
-from imagefs.cache.slab import IN_FLIGHT, MISSING, Slab
+from imagefs.cache.slab import AHEAD, IN_FLIGHT, MISSING, READY, Slab
 from imagefs.errors import ImageFSError, StoreError
 from imagefs.format.objectmap import FrameRow
 
@@ -171,6 +171,16 @@ class Flights:
         # Without its slab, or what SSD is owed would be kept in memory whatever RAM's bound is.
         self._owed[slab.key, first] = replace(part, slab=None), last
         return False
+
+    def keep(self, part: Part) -> None:
+        """Offer what RAM has of a part to SSD again, which has lost it. Where some of it is still on its way there, that has to do."""
+        slab = part.slab
+        if self._disk is None or slab is None or slab.unsaved:
+            return
+        for piece in range(*slab.pieces(part.start, part.stop)):
+            if slab.state[piece] in {READY, AHEAD}:
+                slab.unsaved += slab.bounds[piece + 1] - slab.bounds[piece]
+                self._land(self._disk, part, slab, piece, piece + 1)
 
     def _saved(self, disk: DiskTier, slab: Slab, count: int) -> None:
         """Take in that bytes are on SSD, and offer what is owed."""

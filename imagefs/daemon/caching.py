@@ -34,7 +34,7 @@ class CacheService:
             case "status":
                 return await self._status()
             case "verify":
-                return dict(await self.opened.tier.verify())
+                return dict(await self.opened.checker.verify())
             case "limit":
                 self.opened.tier.set_bounds(request.limit, request.floor)
                 return await self._status()

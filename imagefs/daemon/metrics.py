@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -119,10 +120,10 @@ def _tiers(now: _Now) -> dict[str, int]:
     return {"ram": read.ram_bytes, "ssd": read.ssd_bytes, "store": read.fetched_bytes, "tree": read.tree_bytes}
 
 
-def _disk(read: Callable[[DiskTier], int]) -> Callable[[_Now], int]:
+def _disk(read: Callable[[DiskTier], float]) -> Callable[[_Now], float]:
     """Read something of the SSD tier; 0 where there is none."""
 
-    def reading(now: _Now) -> int:
+    def reading(now: _Now) -> float:
         disk = now.sources.disk
         return 0 if disk is None else read(disk)
 
@@ -214,8 +215,24 @@ METRICS: Final = (
     Metric("ssd_write_errors", "imagefs_ssd_write_errors_total", COUNTER, "times",
            "the disk of the SSD tier refused a write", _disk(lambda disk: disk.counters.write_errors)),
     Metric("ssd_damaged_files", "imagefs_ssd_damaged_files_total", COUNTER, "files",
-           "that were complete and not what their name says, found when they were sealed or by `imagefs cache verify`",
+           "that were complete and not what their name says, found when they were sealed, by the scrubber or by `imagefs cache verify`",
            _disk(lambda disk: disk.counters.damaged_files)),
+    Metric("ssd_withdrawn_files", "imagefs_ssd_withdrawn_files_total", COUNTER, "files",
+           "that were complete, were found damaged by whatever looked, a read too, and were unlinked",
+           _disk(lambda disk: disk.counters.withdrawn_files)),
+    Metric("ssd_scrubbed_files", "imagefs_ssd_scrubbed_files_total", COUNTER, "files",
+           "read back and compared with their names: by the scrubber, by `imagefs cache verify`, and after the machine stopped uncleanly",
+           _disk(lambda disk: disk.counters.scrubbed_files)),
+    Metric("ssd_scrubbed_bytes", "imagefs_ssd_scrubbed_bytes_total", COUNTER, "bytes",
+           "read back for that", _disk(lambda disk: disk.counters.scrubbed_bytes)),
+    Metric("ssd_scrub_late_seconds", "imagefs_ssd_scrub_late_seconds", GAUGE, "seconds",
+           "that the scrubber is behind: a byte that goes bad on the disk can be served for `scrub_days` and this long",
+           _disk(lambda disk: max(0, round(time.time() - disk.scrub_due, 1)))),
+    Metric("ssd_suspect", "imagefs_ssd_suspect", GAUGE, "0 or 1",
+           "1 while not all is verified of what was there when the machine stopped uncleanly: the kernel is not served the rest natively",
+           _disk(lambda disk: int(disk.is_suspect))),
+    Metric("ssd_cleared_files", "imagefs_ssd_cleared_files_total", COUNTER, "files",
+           "of those, the ones that were found sound", _disk(lambda disk: disk.counters.cleared_files)),
     Metric("worker_restarts", "imagefs_worker_restarts_total", COUNTER, "times",
            "the process that serves was replaced under its mounts, because it died or by `imagefs daemon reload`; what else is counted "
            "begins at 0 then", lambda now: now.sources.restarts),

@@ -6,7 +6,7 @@ still on its way is asked of the daemon for ever, and an object that was evicted
 
 It costs the kernel's unused directory entries of that mount. So it is done when a burst is over: when for a second nothing was promoted,
 evicted, or opened here that SSD has, or after ten seconds of a burst that does not end; and where one is soon followed by the next, because
-something stays open that is opened again and again, less and less often.
+something stays open that is opened again and again, less and less often. What was found damaged waits ten seconds at most.
 """
 
 from collections.abc import Awaitable, Callable
@@ -21,26 +21,32 @@ _PAUSE_MAX: Final = 300.0
 
 
 async def settle_when_quiet(
-    changes: Callable[[], int], settle: Callable[[], Awaitable[None]], log: structlog.typing.FilteringBoundLogger
+    changes: Callable[[], int],
+    settle: Callable[[], Awaitable[None]],
+    log: structlog.typing.FilteringBoundLogger,
+    *,
+    urgent: Callable[[], int] = lambda: 0,
 ) -> None:
-    """Call ``settle`` when ``changes``, a count that only grows, has changed and stands still again."""
+    """Call ``settle`` when ``changes``, a count that only grows, has changed and stands still again, or soon when ``urgent`` has grown."""
     settled = last = changes()
+    hurried = urgent()
     begun: float | None = None
     pause, settled_at = _QUIET, trio.current_time()
     while True:
         await trio.sleep(_QUIET)
-        now, time = changes(), trio.current_time()
-        if now == settled:
+        now, time, asked = changes(), trio.current_time(), urgent()
+        is_urgent = asked != hurried and time - settled_at >= min(pause, _LONG)
+        if now == settled and not is_urgent:
             begun = None
             if time - settled_at > 2 * pause:
                 pause = _QUIET
         else:
             begun = begun or time
-            if time - settled_at >= pause and (now == last or time - begun >= _LONG):
+            if is_urgent or (time - settled_at >= pause and (now == last or time - begun >= _LONG)):
                 pause = min(2 * pause, _PAUSE_MAX)
                 try:
                     await settle()
                 except Exception:
                     log.exception("settling_bug")
-                settled, settled_at, begun = now, trio.current_time(), None
+                settled, hurried, settled_at, begun = now, asked, trio.current_time(), None
         last = now

@@ -33,9 +33,11 @@ from imagefs.cache.link import Link, LinkCounters
 from imagefs.cache.names import ResolvedNames
 from imagefs.cache.pressure import Pressure, follow
 from imagefs.cache.ram import RamCache
+from imagefs.cache.scrub import Scrubber
 from imagefs.daemon.caching import CacheService
 from imagefs.daemon.control import serve_control
 from imagefs.daemon.exporter import Exporter, remove_socket
+from imagefs.daemon.healing import heal
 from imagefs.daemon.instance import TABLE_NAME, Role
 from imagefs.daemon.kernel_mounts import KernelMounts
 from imagefs.daemon.lifeline import Lifeline
@@ -120,7 +122,7 @@ def _run(told: _Told, past: Past) -> None:
     clean = False
     disk = None
     try:
-        disk = _open_disk(role, forest, log, needed=not past.restarts)
+        disk = _open_disk(role, forest, log, follows=past.restarts > 0)
         trio.run(_Worker(told, past, store, forest, disk=disk, log=log).main)
         clean = True
     except Exception as error:
@@ -134,17 +136,17 @@ def _run(told: _Told, past: Past) -> None:
         store.close()
 
 
-def _open_disk(role: Role, forest: Forest, log: structlog.typing.FilteringBoundLogger, *, needed: bool) -> OpenedTier | None:
+def _open_disk(role: Role, forest: Forest, log: structlog.typing.FilteringBoundLogger, *, follows: bool) -> OpenedTier | None:
     """Open the SSD tier; None where there can be none.
 
-    A directory that must not be used as a cache is an error, if ``needed``: a worker that comes after another has mounts to serve, and
+    A directory that must not be used as a cache is an error, unless this worker ``follows`` another: then it has mounts to serve, and
     serves them without rather than not at all.
     """
     config = role.config
     try:
         place = CachePlace(config.cache)
     except ImageFSError as error:
-        if isinstance(error, StoreFullError) or not needed:
+        if isinstance(error, StoreFullError) or follows:
             log.warning("cache_unusable", error=error.message)
             return None
         if isinstance(error, DaemonError) and role.mountpoint is not None:
@@ -159,6 +161,7 @@ def _open_disk(role: Role, forest: Forest, log: structlog.typing.FilteringBoundL
             limit=config.cache_bytes,
             floor=config.cache_floor,
             mounted=lambda: [slot.image.objects for slot in list(forest.slots.values())],
+            lives_on=follows,
         )
     except StoreError as error:
         place.close()
@@ -222,6 +225,8 @@ class _Worker:
             deadline = self._role.config.store_deadline
             fetcher = Fetcher(nursery, self._link, self._ram, tier, self._counters, log=self._log, deadline=deadline)
             reading = Reading(fetcher, self._counters, self._readers)
+            if self._disk is not None:
+                self._scrub(nursery, self._disk, fetcher)
             session = FuseSession(nursery, self._forest, reading, self._requests, lender=self._lifeline, log=self._log)
             try:
                 mounter = await self._mounter(nursery, session)
@@ -300,19 +305,26 @@ class _Worker:
         self._log.error("connection_lost", mounts=len(self._table))
         self._stop()
 
+    def _scrub(self, nursery: trio.Nursery, disk: OpenedTier, fetcher: Fetcher) -> None:
+        period = self._role.config.scrub_days * 86400
+        nursery.start_soon(Scrubber(disk.checker, disk.index, disk.tier, self._log, period=period).run)
+        nursery.start_soon(heal, disk.checker.withdrawn, self._forest, fetcher, self._log)
+
     def _settle_when_quiet(self, nursery: trio.Nursery, mounter: RootMounter, tier: DiskTier) -> None:
         counters, forest = tier.counters, self._forest
 
         def is_local(row: ObjectRow) -> bool:
-            return tier.covers(row.digest, 0, row.size, use=False)
+            return tier.is_native(row.digest, row.size)
 
         async def settle() -> None:
             await mounter.settle(is_local)
 
         def changes() -> int:
-            return counters.completed_files + counters.evicted_files + counters.damaged_files + forest.late_opens
+            return counters.completed_files + counters.cleared_files + counters.evicted_files + forest.late_opens
 
-        nursery.start_soon(settle_when_quiet, changes, settle, self._log)
+        nursery.start_soon(
+            functools.partial(settle_when_quiet, changes, settle, self._log, urgent=lambda: counters.withdrawn_files),
+        )
 
     def _service(self, mounter: Mounter) -> Service:
         tier = self._disk.tier if self._disk is not None else None

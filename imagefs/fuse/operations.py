@@ -249,7 +249,7 @@ class ImageOperations(Refusals):
         if node & OBJECT_BIT:
             record = self._record_of(node)
             self._forest.opened(node)
-            self._forest.late_opens += self._reading.is_on_disk(record)
+            self._forest.late_opens += self._reading.is_native(record)
         else:
             slot, _nid = self._at(node)
             slot.opens += 1

@@ -69,9 +69,9 @@ class Reading:
         view = self._fetcher.cached(record, offset, end)
         return self._fetcher.read(record, offset, end) if view is None else view
 
-    def is_on_disk(self, record: ObjectRecord) -> bool:
-        """Say whether SSD has all of an object: then who opens it here could have it from the kernel."""
-        return self._fetcher.is_local(record)
+    def is_native(self, record: ObjectRecord) -> bool:
+        """Say whether who opens an object here could have it from the kernel."""
+        return self._fetcher.is_native(record)
 
     def attribute(self, record: ObjectRecord | bytes, name: bytes) -> bytes | None:
         """Return what the attribute ``user.imagefs.<name>`` says of a file; None if there is none of that name."""

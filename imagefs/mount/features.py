@@ -8,10 +8,8 @@ What it does not show: FUSE as a layer. A plain directory stands in for it.
 """
 
 import errno
-import fcntl
 import os
 import stat
-import struct
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -48,10 +46,6 @@ _PROFILE: Final = (
 _LAYERS_HINT: Final = "Linux 6.5 or newer"
 _ON_TOP_HINT: Final = "containers that add their own overlay do not start on such a mount: use FUSE mode for them, or a later kernel"
 _CONTENT: Final = (b"on SSD".ljust(4096, b"."), b"in FUSE".ljust(4096, b"."))
-
-_ENABLE_VERITY: Final = 0x40806685  # FS_IOC_ENABLE_VERITY (linux/fsverity.h)
-_VERITY: Final = struct.Struct("=IIIIQIIQ88x")
-_SHA256: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +251,7 @@ def _not_tried(*names: str) -> tuple[Feature, ...]:
 def _enable_verity(path: Path) -> Feature:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # It has to be closed for writing.
     try:
-        fcntl.ioctl(descriptor, _ENABLE_VERITY, _VERITY.pack(1, _SHA256, 4096, 0, 0, 0, 0, 0))
+        syscalls.enable_verity(descriptor)
     except OSError as error:
         if error.errno not in {errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM, errno.EACCES}:
             raise

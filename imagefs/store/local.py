@@ -9,7 +9,6 @@ Refs change under an ``flock``, with a rename.
 Assumes a local file system with hard links and ``flock``. What does not live here: which keys there are, and what is in the blobs.
 """
 
-import ctypes
 import errno
 import fcntl
 import os
@@ -25,11 +24,11 @@ from typing import Final
 from imagefs.digest import Buffer, digest_of
 from imagefs.errors import AccessError, ConflictError, ImageFSError, IntegrityError, NotFoundError, StoreError, StoreFullError, UsageError
 from imagefs.store.base import ByteRange, KeyInfo
+from imagefs.syscalls import syncfs
 
 _KEY: Final = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9._+-]*(/[A-Za-z0-9_+-][A-Za-z0-9._+-]*)*")
 _TMP: Final = "tmp"
 _TRIES: Final = 3
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class _GroupSync:
@@ -56,7 +55,11 @@ class _GroupSync:
                 return
             self._running = True
             self._started = ticket
-        error = ctypes.get_errno() or errno.EIO if _libc.syncfs(self._descriptor) else 0
+        error = 0
+        try:
+            syncfs(self._descriptor)
+        except OSError as refusal:
+            error = refusal.errno or errno.EIO
         with self._condition:
             self._running = False
             self._finished = ticket

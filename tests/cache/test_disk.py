@@ -4,97 +4,28 @@ import errno
 import itertools
 import mmap
 import os
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from imagefs.cache.disk import DiskTier
 from imagefs.cache.disk_files import Folders, OpenFile
-from imagefs.cache.disk_index import DiskIndex, Figures, Row
-from imagefs.cache.disk_open import OpenedTier
-from imagefs.cache.disk_place import ASIDE, MARKER, CachePlace
+from imagefs.cache.disk_index import DiskIndex
 from imagefs.cache.disk_queue import QUEUE_MAX, Place
-from imagefs.cache.eviction import Evictor
 from imagefs.cache.members import Member
 from imagefs.digest import digest_of
-from imagefs.errors import AccessError, DaemonError, ImageFSError, StoreError, StoreFullError, UsageError
+from imagefs.errors import StoreError
 from imagefs.format.objectmap import ObjectRow
-
-MIB = 1 << 20
-
-
-@dataclass
-class Log:
-    events: list[str] = field(default_factory=list)
-
-    def warning(self, event: str, /, **_: object) -> None:
-        self.events.append(event)
-
-    exception = warning
-
-
-@dataclass
-class Bench:
-    """A tier in a directory, started as often as ``run`` is called."""
-
-    root: Path
-    limit: int = 0
-    floor: int = 0
-    log: Log = field(default_factory=Log)
-
-    def run(self, body: Callable[[DiskTier], Awaitable[None]], *, clean: bool = True) -> None:
-        opened = OpenedTier(CachePlace(self.root), self.log, limit=self.limit, floor=self.floor)
-
-        async def main() -> None:
-            with trio.fail_after(60):
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(opened.run)
-                    await body(opened.tier)
-                    nursery.cancel_scope.cancel()
-
-        try:
-            trio.run(main)
-        finally:
-            opened.close(clean=clean)
-
-    def files(self, folder: str) -> dict[str, bytes]:
-        return {path.parent.name + path.name: path.read_bytes() for path in (self.root / folder).glob("*/*")}
+from tests.cache.tierbench import MIB, Bench, land, noise, place, read, until
 
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path / "cache")
-
-
-def noise(size: int, seed: int = 0) -> bytes:
-    return (digest_of(b"%d" % seed) * (size // 32 + 1))[:size]
-
-
-def place(data: bytes, holes: Iterable[tuple[int, int]] = ()) -> Place:
-    return Place(digest_of(data), len(data), lambda: holes)
-
-
-def read(tier: DiskTier, name: bytes, start: int, end: int) -> bytes | None:
-    file = tier.open(name)
-    target = bytearray(end - start)
-    return bytes(target) if file is not None and file.read_into(memoryview(target), start) else None
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for what the tier's own tasks do; the bench's deadline ends it."""
-    while not condition():  # noqa: ASYNC110 # there is no event for it outside
-        await trio.sleep(0.01)
-
-
-async def land(tier: DiskTier, data: bytes, step: int = 256 << 10) -> bytes:
-    where = place(data)
-    for offset in range(0, len(data), step):
-        assert tier.land(where, offset, memoryview(data)[offset : offset + step])
-    await tier.settled()
-    return where.name
 
 
 def test_what_is_complete_is_sealed_under_its_name(bench: Bench) -> None:
@@ -189,6 +120,31 @@ def test_small_objects_that_the_disk_refuses_land_later(bench: Bench, monkeypatc
         assert tier.land(where, 0, data, lambda: told.append(True))
         await tier.settled()
         assert (tier.complete, told) == (5, [True])
+
+    bench.run(body)
+
+
+def test_what_is_just_being_written_is_not_settled(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_small = Folders.write_small
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(folders: Folders, name: bytes, data: bytes) -> bool:
+        begun.set()
+        assert go_on.wait(20)
+        return write_small(folders, name, data)
+
+    monkeypatch.setattr(Folders, "write_small", slow)
+
+    async def body(tier: DiskTier) -> None:
+        where, data = shared([noise(1000)])
+        assert tier.land(where, 0, data)
+        await until(begun.is_set)
+        assert not tier.status()["settled"]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tier.settled)
+            await trio.testing.wait_all_tasks_blocked()
+            go_on.set()
+        assert tier.complete == 1
 
     bench.run(body)
 
@@ -565,158 +521,3 @@ def test_open_files_are_bounded(bench: Bench) -> None:
         assert len(os.listdir("/proc/self/fd")) < 2 * 256 + 100  # noqa: PTH208
 
     bench.run(body)
-
-
-def test_verify_finds_and_removes_what_rotted(bench: Bench) -> None:
-    async def body(tier: DiskTier) -> None:
-        names = [await land(tier, noise(100_000, n)) for n in range(5)]
-        path = bench.root / "objects" / names[2].hex()[:2] / names[2].hex()[2:]
-        path.chmod(0o600)
-        with path.open("r+b") as file:
-            file.seek(5000)
-            file.write(b"!")
-        assert await tier.verify() == {"files": 5, "bytes": 500_000, "bad": 1}
-        await tier.settled()
-        assert await tier.verify() == {"files": 4, "bytes": 400_000, "bad": 0}
-
-    bench.run(body)
-    assert len(bench.files("objects")) == 4
-
-
-# -- the place ------------------------------------------------------------------------------------------------------------------------
-
-
-def test_one_process_a_cache(tmp_path: Path) -> None:
-    first = CachePlace(tmp_path / "c")
-    with pytest.raises(DaemonError, match=str(os.getpid())):
-        CachePlace(tmp_path / "c")
-    first.close()
-    CachePlace(tmp_path / "c").close()
-
-
-def test_what_is_not_a_cache_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "mine").write_text("x")
-    with pytest.raises(UsageError, match="not a cache"):
-        CachePlace(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
-
-
-def test_a_cache_that_others_may_write_is_refused(tmp_path: Path) -> None:
-    root = tmp_path / "c"
-    root.mkdir()
-    root.chmod(0o777)
-    with pytest.raises(AccessError, match="written by others"):
-        CachePlace(root)
-
-
-@pytest.mark.parametrize("call", ["open", "write_bytes"])
-def test_a_full_disk_is_told_from_one_that_must_not_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os if call == "open" else Path, call, full)
-    with pytest.raises(StoreFullError):
-        CachePlace(tmp_path / "c")
-
-
-def test_a_cache_of_another_format_is_set_aside(tmp_path: Path) -> None:
-    root = tmp_path / "c"
-    CachePlace(root).close()
-    (root / "objects").mkdir()
-    (root / "objects" / "x").write_text("old")
-    (root / MARKER).write_text('{"format": 0}')
-    again = CachePlace(root)
-    assert again.set_aside
-    again.close()
-    assert (root / ASIDE / "0" / "objects" / "x").read_text() == "old"
-    assert not (root / "objects").exists()
-
-
-def test_memory_file_systems_are_said(tmp_path: Path) -> None:
-    with_memory = Path("/dev/shm/imagefs-test-place")
-    try:
-        found = CachePlace(with_memory)
-        found.close()
-        assert any("memory" in warning for warning in found.warnings)
-    finally:
-        for path in with_memory.iterdir():
-            path.unlink()
-        with_memory.rmdir()
-
-
-# -- eviction -------------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Protected:
-    pins: set[bytes] = field(default_factory=set)
-    mounts: set[bytes] = field(default_factory=set)
-
-    def pinned(self, name: bytes) -> bool:
-        return name in self.pins
-
-    def mounted(self, name: bytes) -> bool:
-        return name in self.mounts
-
-
-def _fill(path: Path, count: int, used_at: Callable[[int], int]) -> tuple[DiskIndex, list[bytes]]:
-    index = DiskIndex(path)
-    names = sorted(digest_of(b"%d" % n) for n in range(count))
-    rows = [(name, Row(complete=True, size=100, held=100, used_at=used_at(n))) for n, name in enumerate(names)]
-    index.commit(rows, [], Figures(held=100 * count))
-    return index, names
-
-
-def test_the_old_go_first_then_the_mounted_and_never_the_pinned(tmp_path: Path) -> None:
-    index, names = _fill(tmp_path / "db", 1000, lambda n: 1000 if n % 2 else 5000)
-    protected = Protected(pins=set(names[:100]), mounts=set(names[100:200]))
-    evictor = Evictor(index, protected)
-    old = {name for n, name in enumerate(names) if n % 2}
-    chosen, hand = evictor.choose(100 * 300, 4000, bytes(32))
-    assert len(chosen) == 300
-    assert set(chosen) <= old - protected.pins - protected.mounts
-    rest, _ = evictor.choose(100 * 2000, 4000, hand)
-    assert set(rest) == set(names) - protected.pins
-    everything, _ = evictor.choose(100 * 2000, 4000, hand, pinned=True)
-    assert set(everything) == set(names)
-    index.close()
-
-
-def test_the_hand_goes_on_where_it_was(tmp_path: Path) -> None:
-    index, names = _fill(tmp_path / "db", 600, lambda n: 0)
-    evictor = Evictor(index, Protected())
-    seen: list[bytes] = []
-    hand = names[300]
-    for _ in range(6):
-        chosen, hand = evictor.choose(100 * 100, 4000, hand)
-        seen += chosen
-    assert sorted(seen) == names
-    index.close()
-
-
-def test_only_what_is_wanted_goes(tmp_path: Path) -> None:
-    index, names = _fill(tmp_path / "db", 100, lambda n: 0)
-    chosen, _ = Evictor(index, Protected()).choose(1 << 40, 10, bytes(32), wanted=lambda name: name in names[40:45])
-    assert sorted(chosen) == names[40:45]
-    index.close()
-
-
-def test_rows_survive_and_pins_are_kept(tmp_path: Path) -> None:
-    index, names = _fill(tmp_path / "db", 10, lambda n: n)
-    assert index.pin("m" * 64, "py:slim")
-    assert not index.pin("m" * 64, "py:slim")
-    index.close()
-    index = DiskIndex(tmp_path / "db")
-    assert len(index) == 10
-    assert index.pins() == {"m" * 64: "py:slim"}
-    assert index.figures.held == 1000
-    assert [name for name, _ in index.after(names[3], 3)] == names[4:7]
-    assert index.unpin("m" * 64)
-    assert not index.unpin("m" * 64)
-    index.close()
-
-
-def test_an_error_has_a_class(tmp_path: Path) -> None:
-    (tmp_path / "db").write_text("a file")
-    with pytest.raises(ImageFSError):
-        DiskIndex(tmp_path / "db")

@@ -23,6 +23,7 @@ class Place:
     root: Path
     store_deadline: float = 30.0
     metrics_listen: str | None = None
+    scrub_days: float = 7.0
 
     def __post_init__(self) -> None:
         """Make the store."""
@@ -37,6 +38,7 @@ class Place:
             runtime=self.root / "run",
             store_deadline=self.store_deadline,
             mode="fuse",
+            scrub_days=self.scrub_days,
             log_level="info",
             metrics_listen=self.metrics_listen,
         )

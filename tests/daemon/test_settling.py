@@ -1,6 +1,7 @@
 """When kernel mounts are settled: by a clock that the test winds."""
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from itertools import pairwise
 
 import structlog
@@ -13,8 +14,8 @@ LOG = structlog.get_logger()
 
 
 def _run(body: Callable[[list[int], list[float]], Awaitable[None]], *, fails: bool = False) -> list[float]:
-    """Run ``body`` beside the task, with a counter that it may raise; return when it was settled."""
-    count, settled = [0], list[float]()
+    """Run ``body`` beside the task, with counters that it may raise, the second for what is urgent; return when it was settled."""
+    count, settled = [0, 0], list[float]()
 
     async def settle() -> None:
         await trio.lowlevel.checkpoint()
@@ -24,7 +25,7 @@ def _run(body: Callable[[list[int], list[float]], Awaitable[None]], *, fails: bo
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(settle_when_quiet, lambda: count[0], settle, LOG)
+            nursery.start_soon(partial(settle_when_quiet, lambda: count[0], settle, LOG, urgent=lambda: count[1]))
             await body(count, settled)
             nursery.cancel_scope.cancel()
 
@@ -78,3 +79,29 @@ def test_a_failure_does_not_end_it() -> None:
             await trio.sleep(5)
 
     assert len(_run(body, fails=True)) == 3
+
+
+def test_what_is_urgent_waits_for_no_end_of_a_burst_and_no_pause() -> None:
+    async def body(count: list[int], settled: list[float]) -> None:
+        await trio.sleep(0.5)
+        for _step in range(2000):
+            count[0] += 1
+            await trio.sleep(0.5)
+        at = trio.current_time()
+        count[1] += 1
+        for _step in range(200):
+            count[0] += 1
+            await trio.sleep(0.1)
+        settled.append(next(time for time in settled if time > at) - at)
+
+    assert 0 < _run(body)[-1] <= 11
+
+
+def test_what_is_urgent_without_an_end_is_bounded() -> None:
+    async def body(count: list[int], _: list[float]) -> None:
+        for _step in range(1000):
+            count[1] += 1
+            await trio.sleep(0.1)
+
+    times = _run(body)
+    assert 8 <= len(times) <= 15

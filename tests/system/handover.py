@@ -159,7 +159,11 @@ def another(world: World, pid: int) -> int:
 
 def descriptors(pid: int) -> list[str]:
     """Return what a process has open, without what tells two of a kind apart."""
-    return sorted(re.sub(r"\[?\d+\]?$", "", str(link.readlink())) for link in Path(f"/proc/{pid}/fd").iterdir())
+    found = []
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # it was closed meanwhile
+            found.append(re.sub(r"\[?\d+\]?$", "", str(link.readlink())))
+    return sorted(found)
 
 
 def children(pid: int) -> dict[int, str]:

@@ -10,7 +10,7 @@ from typing import Final
 
 import pytest
 
-from tests.system.handover import InBackground, Orders, another, check, daemon, kill, status, worker
+from tests.system.handover import InBackground, Orders, another, check, children, daemon, kill, status, worker
 from tests.system.readers import content, load
 from tests.system.world import World, end, mounts_below, wait_until
 
@@ -264,7 +264,7 @@ def test_the_supervisor_is_replaced_too_without_a_service_manager(reading_world:
     check(seen)
     assert _supervisor(world)[1] > since
     assert len(list(Path(f"/proc/{pid}/fd").iterdir())) == before
-    assert len(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()) == 1
+    assert len(children(pid)) == 2, "a worker, and what the next one is forked from"
     assert [mount["mountpoint"] for mount in status(world)["mounts"]] == [str(point)]
     assert (point / NAME).read_bytes() == content(NAME)
     if foreground is None:

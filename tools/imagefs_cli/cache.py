@@ -83,7 +83,7 @@ def _evict(invocation: Invocation, ref: str | None, amount: str | None) -> None:
 
 
 def _verify(invocation: Invocation) -> None:
-    """Compare every complete file with its digest and remove what differs. It would not be served either: each read is verified."""
+    """Compare every complete file with its digest, now, and remove what differs. The daemon does that by itself every `scrub_days`."""
     result = _do(invocation, "verify")
     _tell(invocation, result, f"{result['files']:,} files, {output.size(result['bytes'])}: {result['bad']} damaged and removed")
 

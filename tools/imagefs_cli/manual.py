@@ -18,6 +18,7 @@ SETTINGS: Final[Mapping[str, str]] = {
     "ram_bytes": "bound of the RAM tier, such as `512MiB`",
     "cache_bytes": "bound of the SSD tier, such as `200GiB`; 0: as much as there is room",
     "cache_floor": "what the SSD tier leaves free on its file system; by default a twentieth of it, 10 GiB at most",
+    "scrub_days": "days within which all of the SSD tier is read and verified, in the background; 0: never",
     "store_deadline": "seconds after which a read stops waiting for the store",
     "mode": "how images are mounted: `kernel`, `fuse`, or `auto`: kernel mode where that works",
     "log_level": "the least severe event that the daemon logs",
