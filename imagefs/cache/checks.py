@@ -1,8 +1,8 @@
 """Looking whether complete files of the SSD tier are still what their names say: one way, for whoever has a reason to look.
 
-Invariants: a file that is not what its name says is unlinked and counted before anything else is looked at, and told of in ``withdrawn``;
-one that only cannot be looked at now (too many open files) stays. The reading is done in one idle thread, some megabytes at a time, past
-the page cache: what is on the disk counts, not what the kernel remembers of it.
+Invariants: a file that is not what its name says is unlinked and counted before anything else is looked at; one that only cannot be looked
+at now (too many open files) stays. The reading is done in one idle thread, some megabytes at a time, past the page cache: what is on the
+disk counts, not what the kernel remembers of it.
 
 Pages of a bad file that the kernel has are left alone: who has it open already may be reading good ones, read before the disk went bad.
 
@@ -28,7 +28,6 @@ Item = tuple[bytes, int]
 """A complete file: its name, and its size in bytes."""
 
 _ITEMS_MAX: Final = 64
-_TOLD_MAX: Final = 1024
 _T = TypeVar("_T")
 
 
@@ -56,7 +55,7 @@ def batched(items: Iterable[Item]) -> Iterator[list[Item]]:
 
 
 class Checker:
-    """Looks at files. ``withdrawn`` gives the names of those that were found damaged, as far as somebody takes them."""
+    """Looks at files."""
 
     def __init__(self, folders: Folders, index: DiskIndex, tier: DiskTier, log: DiskLog, *, idle: IdleThread) -> None:
         """``idle`` does the reading."""
@@ -65,7 +64,6 @@ class Checker:
         self._tier = tier
         self._log = log
         self._idle = idle
-        self._tell, self.withdrawn = trio.open_memory_channel[bytes](_TOLD_MAX)
 
     async def look(self, batch: Sequence[Item], *, by: str, rate: float = math.inf, patient: bool = True) -> list[Verdict]:
         """Look at a run of files, and withdraw those that are bad; ``by``: who asks, for the log.
@@ -79,7 +77,6 @@ class Checker:
         for (name, size), verdict in zip(batch, verdicts, strict=True):
             if verdict is Verdict.DAMAGED and await self._tier.withdraw(name, damaged=True):
                 self._log.warning("object_damaged", object=name.hex(), bytes=size, tier="ssd", found_by=by)
-                self._tell_of(name)
             elif verdict is Verdict.GONE:
                 await self._tier.withdraw(name, damaged=False)
         counters = self._tier.counters
@@ -95,12 +92,6 @@ class Checker:
         result = await self._idle(function, *args)
         await trio.sleep_until(until)
         return result
-
-    def _tell_of(self, name: bytes) -> None:
-        try:
-            self._tell.send_nowait(name)
-        except (trio.WouldBlock, trio.BrokenResourceError):
-            return
 
     async def verify(self) -> dict[str, int]:
         """Look at every complete file, without a pause. Incomplete ones are verified as they are read."""

@@ -429,6 +429,11 @@ class DiskTier:
         }
 
     @property
+    def withdrawn(self) -> trio.MemoryReceiveChannel[bytes]:
+        """The names of files that were complete, were found damaged, by whomever, and are gone; as far as somebody takes them."""
+        return self._commits.withdrawn
+
+    @property
     def held(self) -> int:
         """Bytes on disk."""
         return self._entries.figures.held

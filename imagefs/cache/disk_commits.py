@@ -7,8 +7,10 @@ Belongs to the trio thread; the work is done in a thread. :meth:`Commits.commit`
 they take turns, or older figures could be written over newer ones.
 """
 
+import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Final
 
 import trio
 
@@ -16,6 +18,8 @@ from imagefs.cache.disk_entries import Entries, Entry
 from imagefs.cache.disk_files import Folders
 from imagefs.cache.disk_index import DiskIndex, Figures, Row
 from imagefs.cache.disk_small import SmallFile
+
+_TOLD_MAX: Final = 1024
 
 
 @dataclass(slots=True)
@@ -63,6 +67,8 @@ class Commits:
         self._small: dict[bytes, SmallFile] = {}
         self._rows: list[tuple[bytes, Row]] = []
         self._turn = trio.Lock()
+        self._tell, self.withdrawn = trio.open_memory_channel[bytes](_TOLD_MAX)
+        """The names of those that were complete and found damaged, when they are gone, as far as somebody takes them."""
 
     def is_due(self) -> bool:
         """Say whether there is anything to commit."""
@@ -102,9 +108,10 @@ class Commits:
             else:
                 self._counters.damaged_files += 1
                 self._entries.doom(entry)
-        self._placed([file for file in small if file.name not in bad])
-        for name in bad:
-            self._small.pop(name, None)
+        # What is doomed is unlinked below, whichever file of that name it is by now.
+        self._placed([file for file in small if file.name not in bad and file.name not in self._entries.doomed])
+        for file in small:
+            self._small.pop(file.name, None)
         placed = {*(entry.name for entry in sealing), *(file.name for file in small)} - bad
         if placed and self._folders.has_verity:
             await trio.to_thread.run_sync(self._protect, placed, limiter=self._threads)
@@ -126,7 +133,6 @@ class Commits:
         """Note that whole files have their places."""
         now = int(self._wall())
         for file in small:
-            del self._small[file.name]
             self._rows.append((file.name, Row(complete=True, size=file.size, held=file.held, used_at=now)))
         self._counters.completed_files += len(small)
         figures = self._entries.figures
@@ -158,7 +164,10 @@ class Commits:
         finally:
             # Whatever became of the index, they are unlinked: who looks for them anew does not find them.
             for entry in going.values():
-                self._counters.withdrawn_files += entry.damaged
+                if entry.damaged:
+                    self._counters.withdrawn_files += 1
+                    with contextlib.suppress(trio.WouldBlock, trio.BrokenResourceError):
+                        self._tell.send_nowait(entry.name)
                 entry.damaged = False
         for name in going:
             self._entries.doomed.pop(name, None)

@@ -169,14 +169,19 @@ class Fetcher:
         """
         for start in range(0, record.size, _BRING):
             parts = parts_of(record, start, min(start + _BRING, record.size), self._ram, is_local=self.is_local)
-            # What RAM has comes from nowhere again, and would not land.
-            for part in parts:
-                self._flights.keep(part)
-            self._start(parts, demand=False)
             with trio.move_on_after(self._deadline):
-                for slab in (part.slab for part in parts if part.slab is not None):
-                    while slab.in_flight:
-                        await slab.lot.park()
+                # What RAM has, or gets from the file that is lost, comes from nowhere again, and would not land.
+                await self._arrived(parts)
+                for part in parts:
+                    self._flights.keep(part)
+                self._start(parts, demand=False)
+                await self._arrived(parts)
+
+    async def _arrived(self, parts: Iterable[Part]) -> None:
+        """Wait until nothing of parts is on its way."""
+        for slab in (part.slab for part in parts if part.slab is not None):
+            while slab.in_flight:
+                await slab.lot.park()
 
     def _tier_of(self, part: Part) -> str:
         slab = part.slab

@@ -173,12 +173,13 @@ class Flights:
         return False
 
     def keep(self, part: Part) -> None:
-        """Offer what RAM has of a part to SSD again, which has lost it. Where some of it is still on its way there, that has to do."""
+        """Offer what RAM has of a part to SSD again, which has lost it. What is on its way there too is written once."""
         slab = part.slab
-        if self._disk is None or slab is None or slab.unsaved:
+        if self._disk is None or slab is None:
             return
+        owed = {piece for (key, first), (_, last) in self._owed.items() if key == slab.key for piece in range(first, last)}
         for piece in range(*slab.pieces(part.start, part.stop)):
-            if slab.state[piece] in {READY, AHEAD}:
+            if slab.state[piece] in {READY, AHEAD} and piece not in owed:
                 slab.unsaved += slab.bounds[piece + 1] - slab.bounds[piece]
                 self._land(self._disk, part, slab, piece, piece + 1)
 

@@ -308,7 +308,7 @@ class _Worker:
     def _scrub(self, nursery: trio.Nursery, disk: OpenedTier, fetcher: Fetcher) -> None:
         period = self._role.config.scrub_days * 86400
         nursery.start_soon(Scrubber(disk.checker, disk.index, disk.tier, self._log, period=period).run)
-        nursery.start_soon(heal, disk.checker.withdrawn, self._forest, fetcher, self._log)
+        nursery.start_soon(heal, disk.tier.withdrawn, self._forest, fetcher, self._log)
 
     def _settle_when_quiet(self, nursery: trio.Nursery, mounter: RootMounter, tier: DiskTier) -> None:
         counters, forest = tier.counters, self._forest

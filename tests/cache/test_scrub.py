@@ -222,7 +222,7 @@ def test_what_rotted_is_found_withdrawn_and_told(bench: Bench, monkeypatch: pyte
             monkeypatch.setattr(OpenFile, "read_into", refused)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_scrubbing(opened, bench.log))
-            assert await opened.checker.withdrawn.receive() == names[1]
+            assert await opened.tier.withdrawn.receive() == names[1]
             # Before it is told, it is unlinked.
             assert not bench.path(names[1]).exists()
             assert not tier.covers(names[1], 0, 1)

@@ -103,7 +103,7 @@ def test_what_is_damaged_never_comes_back(bench: Bench) -> None:
         await _cleared(opened)
         assert set(bench.files("objects")) == {NAMES[number].hex() for number in (0, 2, 3)}
         assert not opened.tier.covers(NAMES[1], 0, 1)
-        assert {await opened.checker.withdrawn.receive() for _ in range(2)} == {NAMES[1], NAMES[4]}
+        assert {await opened.tier.withdrawn.receive() for _ in range(2)} == {NAMES[1], NAMES[4]}
         await _land_all(opened.tier)
 
     bench.run_all(body)
