@@ -13,9 +13,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.system.readers import FILES, KINDS, content, load, write_tree
+from tests.system.readers import FILES, content, load, write_tree
 from tests.system.world import World, wait_until
 
+_KINDS = ("pread", "pread", "whole", "whole", "mmap", "exec")
 _LARGE = "large/3"
 _SMALL = "small/117"
 
@@ -24,7 +25,7 @@ def churn(world: World, seconds: float) -> dict[str, Any]:
     """Read and evict for so long; return what the readers have seen, and the daemon's figures."""
     point = world.mount(mode="kernel")
     wanted = content(_LARGE)
-    with load(point, KINDS) as readers, (point / _LARGE).open("rb") as file, (point / _SMALL).open("rb") as small:
+    with load(point, _KINDS) as readers, (point / _LARGE).open("rb") as file, (point / _SMALL).open("rb") as small:
         mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
         end = time.monotonic() + seconds
         rounds = 0
