@@ -47,11 +47,15 @@ class ResolvedNames:
     def _open(self) -> Cache:
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            return Cache(str(self._folder), disk=JSONDisk, size_limit=_BYTES_MAX)
+            return self._cache_there()
         except sqlite3.DatabaseError:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            return Cache(str(self._folder), disk=JSONDisk, size_limit=_BYTES_MAX)
+            return self._cache_there()
+
+    def _cache_there(self) -> Cache:
+        # Nothing of it is mapped: on a disk that is full, a mapped page that cannot be had ends the process (SIGBUS).
+        return Cache(str(self._folder), disk=JSONDisk, size_limit=_BYTES_MAX, sqlite_journal_mode="truncate", sqlite_mmap_size=0)
 
     def put(self, store: str, ref: str, manifest: str) -> None:
         """Remember what ``ref`` stands for in the store with this URL."""

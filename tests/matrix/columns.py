@@ -82,7 +82,8 @@ def _have_it_found(stage: Stage) -> None:
 
     def is_right() -> bool:
         with contextlib.suppress(AssertionError):
-            stage.read(content.SSD)
+            for name in (content.SSD, content.RAM):
+                stage.read(name)
             return True
         time.sleep(0.5)
         return False
