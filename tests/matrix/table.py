@@ -62,9 +62,6 @@ RIGHT: Final = Outcome("right", within=PATIENT)
 EIO: Final = Outcome("error", "EIO", LATEST)
 GONE: Final = Outcome("error", "ENOTCONN", SOON)
 
-_OWN_TIME: Final = Outcome("unaffected", within=8.0)
-"""A command that computes takes what the machine gives it, but less than it would wait for an answer that has stopped (10 s)."""
-
 _ONE_SILENCE: Final = 15.0
 """Seconds that a command without a deadline may take to notice that an answer has stopped (it waits 10 s), and to end."""
 
@@ -98,7 +95,7 @@ class Column:
 
 def _cells(reads: Outcome = UNAFFECTED, **others: Outcome) -> dict[str, Outcome]:
     """Return a whole column: the cold reads alike, what is named as it is named, and the rest unaffected."""
-    return dict.fromkeys(OPERATIONS, UNAFFECTED) | dict.fromkeys(READS, reads) | {"convert": _OWN_TIME} | others
+    return dict.fromkeys(OPERATIONS, UNAFFECTED) | dict.fromkeys(READS, reads) | others
 
 
 _OFFLINE: Final = Outcome("right", within=LATEST, note="offline, with what the ref stood for the last time")
@@ -146,7 +143,7 @@ STORE: Final = (
         "An attempt is given up well before the deadline and made again on another connection; at the deadline the read fails.",
         _cells(
             EIO,
-            first=ends(13, within=LATEST + 2.0),
+            first=ends(13),
             convert=Outcome(
                 "right",
                 within=_ONE_SILENCE,
@@ -160,7 +157,7 @@ STORE: Final = (
         "each answer begins late",
         "The store takes 0.2 s longer for each request.",
         "Everything works and takes longer. What is on the host does not.",
-        _cells(RIGHT, first=RIGHT, second=RIGHT, convert=replace(RIGHT, within=60.0)),
+        _cells(RIGHT, first=RIGHT, second=RIGHT, convert=replace(RIGHT, within=30.0)),
     ),
     Column(
         "wrong-bytes",

@@ -12,8 +12,8 @@ from tests.matrix.table import AFTERWARDS, COLUMNS, MODES, OPERATIONS, Outcome
 
 
 def _cells() -> Iterator[ParameterSet]:
-    for mode in MODES:
-        for fault, column in COLUMNS.items():
+    for fault, column in COLUMNS.items():
+        for mode in MODES:
             for operation in (*column.cells, AFTERWARDS):
                 yield pytest.param(fault, mode, operation, id=f"{mode}-{fault}-{operation}")
 
