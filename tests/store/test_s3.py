@@ -159,9 +159,22 @@ def test_an_upload_that_is_given_up_leaves_nothing(
         s3.head("packs/large")
 
 
-def test_of_two_large_writers_one_wins(s3: S3Store, s3_url: str) -> None:
-    start = threading.Barrier(2)
+def test_of_two_large_writers_one_wins(s3: S3Store, s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both have sent everything before either completes; then one after the other, as this server looks first and completes then."""
+    start, sent, turn = threading.Barrier(2), threading.Barrier(2), threading.Lock()
     won: list[bytes] = []
+    ready: set[int] = set()
+    client = s3._connection.client
+    complete = client.complete_multipart_upload
+
+    def complete_in_turn(**request: object) -> object:
+        if threading.get_ident() not in ready:  # or it is asked once more
+            ready.add(threading.get_ident())
+            sent.wait(30)
+        with turn:
+            return complete(**request)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(client, "complete_multipart_upload", complete_in_turn)
 
     def write(data: bytes) -> None:
         start.wait(30)
