@@ -8,10 +8,12 @@ file each and are read in place; memory is one dictionary entry a pack. A damage
 """
 
 import mmap
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
 from imagefs.errors import ImageFSError
+from imagefs.format.manifest import Manifest
 from imagefs.format.objectmap import ObjectMap
 from imagefs.format.pack import FrameEntry
 from imagefs.store.base import ObjectStore, pack_key
@@ -19,6 +21,8 @@ from imagefs.store.images import fetch_blob_to, get_manifest
 
 MANIFESTS_MAX: Final = 64
 """The newest images that are looked at: a bound on time and scratch space in a store of thousands."""
+
+_AT_ONCE: Final = 8
 
 
 class KnownPacks:
@@ -35,23 +39,21 @@ class KnownPacks:
         """Read the maps of the newest images into ``scratch`` (an existing private directory)."""
         known = cls(store)
         newest = sorted(store.list("manifests/"), key=lambda info: (-info.mtime, info.key))[:MANIFESTS_MAX]
-        seen: set[str] = set()
-        for info in newest:
-            try:
-                manifest = get_manifest(store, info.key.removeprefix("manifests/"))
-                known._diff_ids |= {layer.digest: layer.diff_id for layer in manifest.layers if layer.diff_id}
-                if manifest.objects.digest in seen:
+        # Each image takes four requests: one after the other they would take longer than a small conversion, if the store is far away.
+        with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="known") as pool:
+            brought = [pool.submit(_bring, store, info.key.removeprefix("manifests/"), scratch) for info in newest]
+            for image in brought:
+                try:
+                    manifest, path = image.result()
+                    known.add(path)
+                except ImageFSError as error:
+                    if error.retryable:
+                        # The store stumbles: what the other maps would save is not worth their waits.
+                        pool.shutdown(wait=False, cancel_futures=True)
+                        break
+                    # An image that cannot be read is fsck's business; converting another one must not depend on it.
                     continue
-                seen.add(manifest.objects.digest)
-                path = scratch / manifest.objects.digest
-                fetch_blob_to(store, manifest.objects.digest, manifest.objects.size, path)
-                known.add(path)
-            except ImageFSError as error:
-                if error.retryable:
-                    # The store stumbles: what the other maps would save is not worth their waits.
-                    break
-                # An image that cannot be read is fsck's business; converting another one must not depend on it.
-                continue
+                known._diff_ids |= {layer.digest: layer.diff_id for layer in manifest.layers if layer.diff_id}
         return known
 
     def add(self, path: Path) -> None:
@@ -84,3 +86,12 @@ class KnownPacks:
             return None
         frames = [object_map.frame(i) for i in range(pack.first_frame, pack.first_frame + pack.frame_count)]
         return pack.digest, pack.size, [FrameEntry(f.digest, f.offset, f.stored, f.length, f.codec) for f in frames]
+
+
+def _bring(store: ObjectStore, name: str, scratch: Path) -> tuple[Manifest, Path]:
+    """Return a manifest, and the file below ``scratch`` that its object map was brought to."""
+    manifest = get_manifest(store, name)
+    # Named by the image: several may have the same map.
+    path = scratch / name
+    fetch_blob_to(store, manifest.objects.digest, manifest.objects.size, path)
+    return manifest, path

@@ -34,7 +34,7 @@ def put_blob(store: ObjectStore, raw: Buffer) -> tuple[str, int]:
 
 def get_blob(store: BlobSource, name: str, size: int) -> bytes:
     """Return a blob of ``size`` bytes. ``IntegrityError`` if it is not what its name says."""
-    return b"".join(_blob_chunks(store, name, size))
+    return b"".join(_blob_chunks(store, name, size, store.head(blob_key(name)).size))
 
 
 def fetch_blob_to(store: BlobSource, name: str, size: int, path: Path) -> int:
@@ -43,9 +43,10 @@ def fetch_blob_to(store: BlobSource, name: str, size: int, path: Path) -> int:
     Memory is bounded whatever the size.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    stored = store.head(blob_key(name)).size
     try:
         with temporary.open("xb", buffering=0) as file:
-            for chunk in _blob_chunks(store, name, size):
+            for chunk in _blob_chunks(store, name, size, stored):
                 view = memoryview(chunk)
                 while view:
                     view = view[file.write(view) :]
@@ -55,13 +56,12 @@ def fetch_blob_to(store: BlobSource, name: str, size: int, path: Path) -> int:
         raise StoreFullError(f"cannot keep {path}: {os.strerror(error.errno or 0)}") from error
     finally:
         temporary.unlink(missing_ok=True)
-    return store.head(blob_key(name)).size
+    return stored
 
 
-def _blob_chunks(store: BlobSource, name: str, size: int) -> Iterator[bytes]:
-    """Yield a blob's bytes in pieces. The last piece comes only after the whole was verified."""
+def _blob_chunks(store: BlobSource, name: str, size: int, stored: int) -> Iterator[bytes]:
+    """Yield a blob's bytes, ``stored`` of them as they are in the store, in pieces. The last comes only after the whole was verified."""
     key = blob_key(name)
-    stored = store.head(key).size
     hasher = Hasher()
     seen = 0
     held = b""
