@@ -7,8 +7,11 @@ Invariants: filled before the first :meth:`KnownPacks.find` and read-only afterw
 file each and are read in place; memory is one dictionary entry a pack. A damaged or missing map costs its savings and nothing else.
 """
 
+import contextlib
 import mmap
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -40,20 +43,16 @@ class KnownPacks:
         known = cls(store)
         newest = sorted(store.list("manifests/"), key=lambda info: (-info.mtime, info.key))[:MANIFESTS_MAX]
         # Each image takes four requests: one after the other they would take longer than a small conversion, if the store is far away.
+        bring = partial(_bring, store, scratch, threading.Event())
         with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="known") as pool:
-            brought = [pool.submit(_bring, store, info.key.removeprefix("manifests/"), scratch) for info in newest]
-            for image in brought:
-                try:
-                    manifest, path = image.result()
-                    known.add(path)
-                except ImageFSError as error:
-                    if error.retryable:
-                        # The store stumbles: what the other maps would save is not worth their waits.
-                        pool.shutdown(wait=False, cancel_futures=True)
-                        break
-                    # An image that cannot be read is fsck's business; converting another one must not depend on it.
+            for image in pool.map(bring, (info.key.removeprefix("manifests/") for info in newest)):
+                if image is None:
                     continue
-                known._diff_ids |= {layer.digest: layer.diff_id for layer in manifest.layers if layer.diff_id}
+                manifest, path = image
+                # One that cannot be read is fsck's business; converting another one must not depend on it.
+                with contextlib.suppress(ImageFSError):
+                    known.add(path)
+                    known._diff_ids |= {layer.digest: layer.diff_id for layer in manifest.layers if layer.diff_id}
         return known
 
     def add(self, path: Path) -> None:
@@ -88,10 +87,20 @@ class KnownPacks:
         return pack.digest, pack.size, [FrameEntry(f.digest, f.offset, f.stored, f.length, f.codec) for f in frames]
 
 
-def _bring(store: ObjectStore, name: str, scratch: Path) -> tuple[Manifest, Path]:
-    """Return a manifest, and the file below ``scratch`` that its object map was brought to."""
-    manifest = get_manifest(store, name)
-    # Named by the image: several may have the same map.
-    path = scratch / name
-    fetch_blob_to(store, manifest.objects.digest, manifest.objects.size, path)
+def _bring(store: ObjectStore, scratch: Path, stumbled: threading.Event, name: str) -> tuple[Manifest, Path] | None:
+    """Return a manifest, and the file below ``scratch`` that its object map was brought to; None if they cannot be had.
+
+    Once the store has ``stumbled`` it is not asked any more: what the other maps would save is not worth their waits.
+    """
+    if stumbled.is_set():
+        return None
+    try:
+        manifest = get_manifest(store, name)
+        # Named by the image: several may have the same map.
+        path = scratch / name
+        fetch_blob_to(store, manifest.objects.digest, manifest.objects.size, path)
+    except ImageFSError as error:
+        if error.retryable:
+            stumbled.set()
+        return None
     return manifest, path
