@@ -24,6 +24,7 @@ def bench_kernel(run: Run) -> None:
             _against_ext4(run, product, point, tmp / "ext4", "the cold start's mount")
             with product.mount("torch:1") as new:
                 _against_ext4(run, product, new, tmp / "ext4", "a new mount")
+            _overlay_alone(run, tmp)
             _mounting(run, product, tmp)
 
 
@@ -63,6 +64,21 @@ def _against_ext4(run: Run, product: Product, point: Path, ext4: Path, name: str
         mine, _, ratio = paired(max(run.runs, 15), lambda measure=measure: measure(point), lambda measure=measure: measure(ext4))  # type: ignore[misc]
         run.add(f"{what} / ext4, {name}", ratio, "x", bound, note=f"{mine:.3f} s")
     run.add(f"FUSE requests meanwhile, {name}", _requests(product) - before, "", 0)
+
+
+def _overlay_alone(run: Run, tmp: Path) -> None:
+    """Tell what the kernel's overlayfs costs a walk with nothing of ours in it: over the ext4 tree itself, and an empty directory."""
+    over, empty = tmp / "over", tmp / "empty"
+    for folder in (over, empty):
+        folder.mkdir()
+    timed("mount", "-t", "overlay", "-o", f"ro,lowerdir={tmp / 'ext4'}:{empty}", "overlay", over)
+    try:
+        for root in (over, tmp / "ext4"):
+            walk(root)
+        mine, _, ratio = paired(max(run.runs, 15), lambda: seconds(lambda: walk(over)), lambda: seconds(lambda: walk(tmp / "ext4")))
+        run.add("walk, warm / ext4, overlayfs over that ext4 alone", ratio, "x", note=f"{mine:.3f} s")
+    finally:
+        timed("umount", over)
 
 
 def _mounting(run: Run, product: Product, tmp: Path) -> None:
