@@ -1,0 +1,108 @@
+"""Who the processes of a Start are: real ones, that become others, that are gone, and that never were."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+
+import pytest
+import trio
+
+from imagefs.cache.starts import Facts, Start
+from imagefs.daemon import sightings
+from imagefs.daemon.sightings import follow_processes, sighted
+
+_MANIFEST = "ab" * 32
+
+
+def _run(start: Start, done: Callable[[], bool], during: Callable[[], None] = lambda: None) -> None:
+    async def main() -> None:
+        with trio.fail_after(20):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(follow_processes, start)
+                await trio.testing.wait_all_tasks_blocked()
+                during()
+                while not done():  # noqa: ASYNC110 # what it waits for has no event
+                    await trio.sleep(0.01)
+                nursery.cancel_scope.cancel()
+
+    trio.run(main)
+
+
+def test_a_thread_is_its_process() -> None:
+    found = []
+    thread = threading.Thread(target=lambda: found.append(sighted(threading.get_native_id())))
+    thread.start()
+    thread.join()
+    assert found[0] is not None
+    assert found[0].process.pid == os.getpid()
+    assert found[0].process.parent == os.getppid()
+    assert found[0].arguments[0].endswith(os.path.basename(sys.executable)) or found[0].arguments  # noqa: PTH119 # as it was started
+
+
+def test_arguments_are_kept_apart() -> None:
+    with subprocess.Popen(["sleep", "60", "--", "1", ""][:2]) as process:
+        found = sighted(process.pid)
+        process.kill()
+    assert found is not None
+    assert found.arguments[-2:] == ["sleep", "60"]
+    assert found.process.command == " ".join(found.arguments)
+
+
+@pytest.mark.parametrize("thread", [0, -1, 1 << 30])
+def test_who_is_no_more_is_nobody(thread: int) -> None:
+    assert sighted(thread) is None
+
+
+def test_the_entry_is_what_the_first_reader_has_become() -> None:
+    """A shell opens the file of the program that it becomes."""
+    start = Start(Facts(_MANIFEST))
+    with subprocess.Popen(["sh", "-c", "read line; exec sleep 60"], stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None
+
+        def become() -> None:
+            assert process.stdin is not None
+            process.stdin.write(b"go\n")
+            process.stdin.close()
+
+        start.who(process.pid)
+        _run(start, lambda: start.entry_known, become)
+        process.kill()
+    assert start.facts.entry == ["sleep", "60"]
+    assert start.processes[process.pid].command == "sleep 60"
+
+
+def test_of_who_has_gone_the_last_that_was_seen_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = Start(Facts(_MANIFEST))
+    with subprocess.Popen(["sleep", "60"]) as process:
+        start.who(process.pid)
+        _run(start, lambda: process.pid in start.processes)
+        process.kill()
+    other = Start(start.facts)
+    other.processes = start.processes
+    other.who(process.pid)
+    _run(other, lambda: other.entry_known)
+    assert other.facts.entry == ["sleep", "60"]
+    assert other.processes[process.pid].command == "sleep 60"
+
+
+def test_who_comes_later_is_noticed() -> None:
+    start = Start(Facts(_MANIFEST))
+    _run(start, lambda: os.getpid() in start.processes, lambda: start.opened(start.file(5, 5), os.getpid(), native=True))
+    assert start.facts.entry == sighted(os.getpid()).arguments  # type: ignore[union-attr] # it is this process
+
+
+def test_a_process_that_cannot_be_looked_at_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    hold = threading.Event()
+
+    def hang(thread: int) -> None:
+        hold.wait(10)
+
+    monkeypatch.setattr(sightings, "sighted", hang)
+    monkeypatch.setattr(sightings, "_SECONDS", 0.05)
+    start = Start(Facts(_MANIFEST))
+    start.who(1)
+    _run(start, lambda: start.entry_known)
+    hold.set()
+    assert start.facts.entry == []
