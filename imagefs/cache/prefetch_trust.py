@@ -1,0 +1,90 @@
+"""How far a profile is to be trusted, by what readers do, and how much of the link it may have: pure, no I/O.
+
+Two things can be wrong with a profile. It may be of a program that this start is not: then what is fetched because of it takes the link
+from what readers wait for. And it may be right for a while and wrong then. So it is not judged once:
+
+- **how much may be under way** follows at once. It begins with ``START`` bytes as stored and grows by what arrives, until what is sent
+  takes ``SLACK`` seconds longer than the link's latency: more of it would only be a longer queue, for readers too. It halves with each
+  frame that a reader misses and the profile does not know: under a profile of another program a reader has most of the link for itself
+  after a few of them;
+- **whether anything is asked for** follows what readers have wanted of late: while less than a quarter of that was known, and it is
+  enough to tell (``ENOUGH`` frames, and an ``UNSEEN``th of all that were fetched), nothing is. What readers go on to want is still
+  compared, and when half of it was known, it goes on.
+
+The bound by all that was fetched is there for kernel mode: what has landed is read without anybody here seeing it, and a few misses that
+are seen are no reason to doubt the rest.
+"""
+
+from typing import Final
+
+MIB: Final = 1024 * 1024
+START: Final = 2 * MIB
+LEAST: Final = 1 * MIB
+MOST: Final = 64 * MIB
+"""Bytes as stored that are under way at once, at first, at least, and at most: the last is 1 GB/s for 64 ms."""
+
+SLACK: Final = 0.1
+"""Seconds that what is sent may take longer than a small GET."""
+
+ENOUGH: Final = 8
+"""Frames that readers must have missed, of which the profile knew nothing, before it is doubted."""
+
+UNSEEN: Final = 16
+_LATE: Final = 128
+"""Frames that readers have wanted after which what they wanted before counts half."""
+
+_LATENCY: Final = 0.05  # as long as it is not known
+
+
+class Trust:
+    """What is known of one profile."""
+
+    __slots__ = ("_doubted", "_fetched", "_known", "_unknown", "window")
+
+    def __init__(self) -> None:
+        """Begin with some trust."""
+        self.window = START
+        """Bytes as stored that may be under way."""
+        # In frames, the latter two those of late.
+        self._fetched = 0
+        self._known = 0
+        self._unknown = 0
+        self._doubted = False
+
+    @property
+    def is_doubted(self) -> bool:
+        """Whether nothing more is to be fetched as things are."""
+        return self._doubted
+
+    def arrived(self, stored: int, frames: int, seconds: float, latency: float | None) -> None:
+        """Note that so many bytes as stored, and frames, came because the profile names them, and were ``seconds`` on the link.
+
+        ``latency`` is the link's, in seconds; None if it is not known.
+        """
+        self._fetched += frames
+        good = (_LATENCY if latency is None else latency) + SLACK
+        if seconds <= good:
+            self.window = min(MOST, self.window + stored)
+        else:
+            self.window = max(LEAST, int(self.window * max(0.5, good / seconds)))
+
+    def known(self, frames: int) -> None:
+        """Note that a reader wanted frames that the profile knows: that were fetched because of it, or would have been."""
+        self._known += frames
+        self._judge()
+
+    def unknown(self, frames: int) -> None:
+        """Note that a reader had to wait for frames that the profile does not know."""
+        self._unknown += frames
+        self.window = max(LEAST, self.window >> min(frames, 6))
+        self._judge()
+
+    def _judge(self) -> None:
+        known, unknown = self._known, self._unknown
+        if self._doubted:
+            self._doubted = known < unknown
+        else:
+            self._doubted = unknown >= max(ENOUGH, self._fetched // UNSEEN) and 3 * known < unknown
+        if known + unknown > _LATE:
+            self._known //= 2
+            self._unknown //= 2

@@ -1,0 +1,231 @@
+"""Prefetching of images: for those that are mounted, from their profiles, and for who asks for one without a mount.
+
+What a profile costs the mount is nothing: it is looked for while the index comes, and followed when the image is there. What this host has
+of it is followed at once, what the store has when it comes; where there is neither, that of an image that is much like it
+(``inheriting``). A worker that takes over begins none: what was fetched is on SSD, and the rest is fetched when it is read.
+
+Invariants: nothing here fails a mount or delays it, but for who asked to wait; a profile that cannot be had or read is told in the log and
+is as good as none; an image's prefetch ends with its last mount.
+
+All of it belongs to the trio thread; what blocks runs in threads. What does not live here: the fetching (``imagefs.cache.prefetch``), and
+where profiles are kept (``Profiles``).
+"""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, TypeVar
+
+import structlog
+import trio
+
+from imagefs.cache.completion import Completion
+from imagefs.cache.image import Image
+from imagefs.cache.prefetch import Prefetch, Prefetches
+from imagefs.daemon import requests
+from imagefs.daemon.inheriting import KeptProfiles, Relatives, best_of, is_news
+from imagefs.errors import ImageFSError
+from imagefs.format import optimized
+from imagefs.format.profile import Key, Profile
+
+_T = TypeVar("_T")
+
+_STORE_SECONDS: Final = 30.0
+"""For so long the store is waited for: by then a program has started."""
+
+
+_FOLLOWED_MAX: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """A profile that an image's prefetch has followed, and what it comes to in that image: bytes of content, and as stored."""
+
+    profile: Profile
+    content: int
+    stored: int
+
+
+class Ahead:
+    """One request's prefetch: the profile is looked for from the beginning, and followed from when the image is there."""
+
+    def __init__(self, owner: "Prefetching", manifest: str, request: requests.Mount | requests.Prefetch) -> None:
+        """``Prefetching.ahead_of`` makes these."""
+        self.manifest = manifest
+        self.ref = request.ref
+        self.key = Key(label=request.label) if request.label else None
+        self._owner = owner
+        self._prefetch: Prefetch | None = None
+        # What this host has, then what the store has.
+        self.tell, self.found = trio.open_memory_channel[Profile | None](2)
+
+    @property
+    def share(self) -> float:
+        """How much of what the profile names is here, of 1."""
+        return self._prefetch.share if self._prefetch is not None else 0.0
+
+    @property
+    def content(self) -> int:
+        """Bytes of content that the profile names."""
+        return self._prefetch.content if self._prefetch is not None else 0
+
+    def begin(self, image: Image) -> None:
+        """Follow the profile, of an image that is about to be mounted."""
+        self._prefetch = self._owner.begin(image, self)
+
+    async def mounted(self, image: Image, wait: float) -> None:
+        """Take note that it is mounted; return when that share of it is here, or no more of it is to be expected."""
+        self._owner.complete(image)
+        if wait > 0 and self._prefetch is not None:
+            await self._prefetch.reached(wait)
+
+    def warm(self, image: Image) -> None:
+        """Follow the profile of an image that need not be mounted, to the end."""
+        self.begin(image)
+        self._owner.hold(self)
+
+    async def done(self) -> None:
+        """Wait until no more of it comes."""
+        if self._prefetch is not None:
+            await self._prefetch.reached(1.0)
+
+
+class Prefetching:
+    """See the module."""
+
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        prefetches: Prefetches,
+        profiles: KeptProfiles,
+        relatives: Relatives,
+        *,
+        completion: Completion | None,
+        log: structlog.typing.FilteringBoundLogger,
+    ) -> None:
+        """``completion`` brings what no profile names; None where that is off."""
+        self._nursery = nursery
+        self._prefetches = prefetches
+        self._profiles = profiles
+        self._relatives = relatives
+        self._completion = completion
+        self._log = log
+        # Images that are to be made warm, mounted or not.
+        self._held: list[Ahead] = []
+        self._followed: dict[str, Followed] = {}
+
+    def followed(self, manifest: str) -> Followed | None:
+        """Return what an image's prefetch followed last, if that was not long ago."""
+        return self._followed.get(manifest)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether somebody has asked for an image without a mount that is not here yet."""
+        return bool(self._held)
+
+    def ahead_of(self, manifest: str, request: requests.Mount | requests.Prefetch) -> Ahead:
+        """Begin to look for an image's profile, while its index comes."""
+        ahead = Ahead(self, manifest, request)
+        self._nursery.start_soon(self._look, ahead)
+        return ahead
+
+    def begin(self, image: Image, ahead: Ahead) -> Prefetch:
+        """Fetch what is found, now and as it comes; join what is under way for that image."""
+        running = self._prefetches.of(image.name)
+        if running is not None and not running.is_over:
+            ahead.found.close()
+            return running
+        prefetch = self._prefetches.begin(image)
+        self._nursery.start_soon(prefetch.run)
+        self._nursery.start_soon(self._follow, image, prefetch, ahead)
+        return prefetch
+
+    def hold(self, ahead: Ahead) -> None:
+        """Go on with it although the image is not mounted, and let go of it when it is done."""
+        self._held.append(ahead)
+        self._nursery.start_soon(self._let_go, ahead)
+
+    async def _let_go(self, ahead: Ahead) -> None:
+        try:
+            await ahead.done()
+        finally:
+            self._held.remove(ahead)
+
+    def complete(self, image: Image) -> None:
+        """Bring all of an image in the background, if that is wanted on this host."""
+        if self._completion is not None:
+            self._nursery.start_soon(self._completion.run, image)
+
+    def keep(self, mounted: Collection[str]) -> None:
+        """End what is not for one of the images that are ``mounted``, and nobody has asked for."""
+        held = {ahead.manifest for ahead in self._held}
+        for name in self._prefetches.names():
+            if name not in mounted and name not in held:
+                self._prefetches.drop(name)
+        if self._completion is not None:
+            self._completion.keep(mounted)
+
+    # -- where a profile comes from -------------------------------------------------------------------------------------------------
+
+    async def _look(self, ahead: Ahead) -> None:
+        """Send what this host has, then what the store has."""
+        async with ahead.tell:
+            for source in (self._profiles.kept, self._profiles.fetch):
+                found = await self._ask(lambda ask=source: ask(ahead.manifest, ahead.key), ahead)  # type: ignore[misc] # called at once
+                try:
+                    await ahead.tell.send(found)
+                except trio.BrokenResourceError:
+                    return
+
+    async def _follow(self, image: Image, prefetch: Prefetch, ahead: Ahead) -> None:
+        """Follow what this host has, of a relative if it must be, and then what the store has, if that says more."""
+        objects, relatives = image.objects, self._relatives
+        origin = "host"
+        try:
+            async with ahead.found:
+                last = await ahead.found.receive()
+                own = last is not None
+                if last is None:
+                    origin = "relative"
+                    last = await self._ask(lambda: best_of(relatives.kept(image.name, ahead.ref, origin_of(image)), objects), ahead)
+                if last is not None:
+                    await self._take(image, prefetch, last)
+                stored = await ahead.found.receive()
+            if stored is not None and (last is None or not own or await self._ask(partial(is_news, stored, last), ahead)):
+                origin, last = "store", stored
+                await self._take(image, prefetch, stored)
+            if last is None:
+                origin = "relative"
+                last = await self._ask(lambda: best_of(relatives.stored(image.name, ahead.ref, origin_of(image)), objects), ahead)
+                if last is not None:
+                    await self._take(image, prefetch, last)
+            if last is not None:
+                self._log.info("profile_followed", manifest=image.name, origin=origin, starts=last.starts, accesses=len(last.accesses))
+        except trio.EndOfChannel:
+            pass
+        finally:
+            prefetch.complete()
+
+    async def _take(self, image: Image, prefetch: Prefetch, profile: Profile) -> None:
+        await prefetch.follow(profile.accesses)
+        self._followed.pop(image.name, None)
+        while len(self._followed) >= _FOLLOWED_MAX:
+            del self._followed[next(iter(self._followed))]
+        self._followed[image.name] = Followed(profile, prefetch.content, prefetch.stored)
+
+    async def _ask(self, question: Callable[[], _T | None], ahead: Ahead) -> _T | None:
+        """Ask in a thread; None if the answer is an error, or does not come."""
+        try:
+            with trio.move_on_after(_STORE_SECONDS):
+                return await trio.to_thread.run_sync(question, abandon_on_cancel=True)
+        except ImageFSError as error:
+            self._log.warning("profile_unusable", manifest=ahead.manifest, error=error.message)
+        except Exception:  # noqa: BLE001 # a guess must not end the daemon
+            self._log.exception("profile_bug", manifest=ahead.manifest)
+        return None
+
+
+def origin_of(image: Image) -> str:
+    """Return what an optimized image was made from; nothing for another one. Only its profile is taken from there."""
+    found = optimized.read(image.manifest.annotations)
+    return "" if found is None else found.origin
