@@ -20,6 +20,7 @@ from bench.kernel import bench_kernel
 from bench.kernel_many import bench_kernel_many
 from bench.kills import bench_kills
 from bench.ranged_get import bench_ranged_get
+from bench.remembered import bench_far_starts
 
 GB = 1e9
 
@@ -238,6 +239,7 @@ BENCHES: dict[str, Callable[[Run], None]] = {
     "ranged-get": bench_ranged_get,
     "far": bench_far,
     "far-import": bench_far_import,
+    "far-starts": bench_far_starts,
     "gets": bench_gets,
     "ssd": bench_ssd,
     "crowd": bench_crowd,

@@ -31,9 +31,9 @@ _READERS = 100
 class FarProduct(Product):
     """A product over an S3 server: ``endpoint`` is the server itself, or the link to it. Hosts of one store differ in ``host``."""
 
-    def __init__(self, base: Path, server: weed.Weed, endpoint: str, host: str) -> None:
+    def __init__(self, base: Path, server: weed.Weed, endpoint: str, host: str, mode: str = "fuse") -> None:
         """Everything of this host lies under ``base / host``."""
-        super().__init__(base / host)
+        super().__init__(base / host, mode)
         self.base.mkdir(parents=True, exist_ok=True)
         self.env |= server.environment | {"IMAGEFS_STORE": "s3://bench/far", "AWS_ENDPOINT_URL_S3": endpoint}
 
@@ -129,7 +129,7 @@ def bench_far_import(run: Run) -> None:
         gets = 0
         for number in range(run.runs):
             host = FarProduct(tmp, server, link.url, f"host{number}")
-            with host.daemon(), host.mount("torch:1") as point:
+            with host.daemon(), host.mount("torch:1", "--no-prefetch", "--no-record") as point:
                 link.forget()
                 times.append(import_torch(point))
                 moved.append(sum(request.sent for request in link.requests()))

@@ -6,13 +6,17 @@ For one bench, which tells what verification costs. Nobody must serve anything w
 import zstandard
 
 from imagefs.cache import pieces
+from imagefs.cache.decode import Work
 from imagefs.format.objectmap import FrameRow
 from imagefs.format.pack import CODEC_ZSTD
 from imagefs_cli.main import main
 
 
-def _decode_into(target: memoryview, stored: memoryview, frame: FrameRow, decompressor: zstandard.ZstdDecompressor) -> None:
+def _decode_into(
+    target: memoryview, stored: memoryview, frame: FrameRow, decompressor: zstandard.ZstdDecompressor, work: Work | None = None
+) -> None:
     """What ``imagefs.cache.decode`` does, without the digest."""
+    del work
     if frame.codec == CODEC_ZSTD:
         with decompressor.stream_reader(stored) as reader:
             reader.readinto(target)

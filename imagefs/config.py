@@ -31,6 +31,7 @@ ENVIRONMENT: Final[Mapping[str, str]] = {
     "cache_bytes": "IMAGEFS_CACHE_BYTES",
     "cache_floor": "IMAGEFS_CACHE_FLOOR",
     "scrub_days": "IMAGEFS_SCRUB_DAYS",
+    "complete_bytes_per_second": "IMAGEFS_COMPLETE_BYTES_PER_SECOND",
     "store_deadline": "IMAGEFS_STORE_DEADLINE",
     "mode": "IMAGEFS_MODE",
     "log_level": "IMAGEFS_LOG_LEVEL",
@@ -52,7 +53,8 @@ class Config:
 
     ``store`` is a URL; ``cache`` holds the SSD tier, ``runtime`` the sockets and the mount table. ``ram_bytes`` bounds the RAM tier;
     ``cache_bytes`` the SSD tier (0: only the free space does), which leaves ``cache_floor`` bytes free on its file system (None: a
-    twentieth of it, 10 GiB at most). Within ``scrub_days`` all of it is verified (0: never). ``store_deadline`` is in seconds: no read
+    twentieth of it, 10 GiB at most). Within ``scrub_days`` all of it is verified (0: never). ``complete_bytes_per_second`` of
+    images that are mounted, and not here yet, come in the background (0: none). ``store_deadline`` is in seconds: no read
     waits longer for the store. ``mode``, one of ``MODES``, is how images are mounted of which nothing else is said. ``metrics_listen`` is
     where Prometheus may ask too, beside the socket in ``runtime``: ``HOST:PORT``, with an address of this host's loopback.
     """
@@ -64,6 +66,7 @@ class Config:
     cache_bytes: int = 0
     cache_floor: int | None = None
     scrub_days: float = 7.0
+    complete_bytes_per_second: int = 0
     store_deadline: float = 30.0
     mode: str = "auto"
     log_level: str = "warning"
@@ -286,6 +289,13 @@ def _ram_bytes(value: object, origin: str) -> int:
     return size
 
 
+def _rate(value: object, origin: str) -> int:
+    size = _size(value, origin)
+    if size < 0:
+        raise UsageError(f"{origin}: {value!r} bytes cannot come in a second", hint="for example 10MiB, or 0 for none")
+    return size
+
+
 def _number(value: object, origin: str, unit: str) -> float:
     try:
         return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else float(_text(value, origin))
@@ -346,6 +356,7 @@ _PARSERS: Final[Mapping[str, Callable[[object, str], Any]]] = {
     "cache_bytes": _cache_bytes,
     "cache_floor": _cache_floor,
     "scrub_days": _days,
+    "complete_bytes_per_second": _rate,
     "store_deadline": _deadline,
     "mode": _one_of("mode", MODES),
     "log_level": _one_of("log level", LOG_LEVELS),

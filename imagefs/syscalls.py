@@ -21,13 +21,17 @@ _libc.mount.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctype
 _libc.umount2.argtypes = [ctypes.c_char_p, ctypes.c_int]
 _libc.unshare.argtypes = [ctypes.c_int]
 _libc.syscall.restype = ctypes.c_long
+_libc.fanotify_init.argtypes = [ctypes.c_uint, ctypes.c_uint]
+_libc.fanotify_mark.argtypes = [ctypes.c_int, ctypes.c_uint, ctypes.c_uint64, ctypes.c_int, ctypes.c_char_p]
 
 # By number, which is the same on x86-64 and arm64: glibc knows them by name only from 2.36 on.
+_OPEN_TREE: Final = 428
 _MOVE_MOUNT: Final = 429
 _FSOPEN: Final = 430
 _FSCONFIG: Final = 431
 _FSMOUNT: Final = 432
 _FSPICK: Final = 433
+_CACHESTAT: Final = 451
 _FSCONFIG_SET_FLAG: Final = 0
 _FSCONFIG_SET_STRING: Final = 1
 _FSCONFIG_SET_FD: Final = 5
@@ -37,6 +41,7 @@ _CLOEXEC: Final = 1  # FSOPEN_CLOEXEC, FSMOUNT_CLOEXEC and FSPICK_CLOEXEC
 _FSPICK_SYMLINK_NOFOLLOW: Final = 2
 _MOVE_MOUNT_F_EMPTY_PATH: Final = 4
 _AT_FDCWD: Final = -100
+_OPEN_TREE_CLONE: Final = 1
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
 
@@ -143,6 +148,29 @@ def adopt_orphans(wanted: bool = True) -> None:
 
 def _prctl(option: int, value: int) -> None:
     _checked(_libc.prctl(option, ctypes.c_ulong(value), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)))
+
+
+def fanotify_init(flags: int, event_flags: int = 0) -> int:
+    """``fanotify_init(2)``: return a descriptor of a group, whose events are those of what is marked (``FAN_*``)."""
+    return _checked(_libc.fanotify_init(flags, event_flags))
+
+
+def fanotify_mark(group: int, flags: int, mask: int, folder: int, path: bytes) -> None:
+    """``fanotify_mark(2)``; ``path`` is below the directory that the descriptor ``folder`` is of."""
+    _checked(_libc.fanotify_mark(group, flags, mask, folder, path))
+
+
+def open_tree_clone(target: Path) -> int:
+    """``open_tree(2)``, ``OPEN_TREE_CLONE``: return a descriptor of a mount of what is mounted at ``target``, without what is over it."""
+    return _syscall(_OPEN_TREE, _AT_FDCWD, os.fsencode(target), _OPEN_TREE_CLONE | os.O_CLOEXEC)
+
+
+def cachestat(descriptor: int, offset: int, length: int) -> int:
+    """``cachestat(2)``, from Linux 6.5 on: return how many pages of a range of a file are in the page cache."""
+    found = (ctypes.c_uint64 * 5)()
+    span = (ctypes.c_uint64 * 2)(offset, length)
+    _syscall(_CACHESTAT, descriptor, ctypes.addressof(span), ctypes.addressof(found), 0)
+    return int(found[0])
 
 
 def syncfs(descriptor: int) -> None:

@@ -6,6 +6,22 @@ Making one needs root (debootstrap, chroot). What is made is kept under the deve
 
 from bench.images.cache import CACHE, Image
 from bench.images.debian import numpy, python
+from bench.images.starts import libraries, node, readers, storm, transformers, weights
 from bench.images.torch import large_file, torch, torch_new_content, torch_new_layer
 
-__all__ = ["CACHE", "Image", "large_file", "numpy", "python", "torch", "torch_new_content", "torch_new_layer"]
+__all__ = [
+    "CACHE",
+    "Image",
+    "large_file",
+    "libraries",
+    "node",
+    "numpy",
+    "python",
+    "readers",
+    "storm",
+    "torch",
+    "torch_new_content",
+    "torch_new_layer",
+    "transformers",
+    "weights",
+]

@@ -10,6 +10,12 @@ MAKERS = {
     "torch": images.torch,
     "torch-new-layer": images.torch_new_layer,
     "torch-new-content": images.torch_new_content,
+    "storm": images.storm,
+    "transformers": images.transformers,
+    "weights": images.weights,
+    "libraries": images.libraries,
+    "node": images.node,
+    "readers": images.readers,
 }
 
 

@@ -50,7 +50,7 @@ def _folder() -> Path:
 
 
 def _make(base: Image, folder: Path) -> None:
-    inside = f"/usr/local/lib/{_need_same_python(base)}/dist-packages"
+    inside = f"/usr/local/lib/{need_same_python()}/dist-packages"
     layout, packages = folder / "layout", folder / "packages"
     copy_layout(base.layout, layout)
     say("PyTorch: pip install (1 to 2 minutes)")
@@ -78,10 +78,10 @@ def _make(base: Image, folder: Path) -> None:
     shutil.rmtree(changed)
 
 
-def _need_same_python(base: Image) -> str:
+def need_same_python() -> str:
     """Give the Python (``python3.N``) that both the image and this environment have: pip installs for the one that runs it."""
     ours = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    theirs = (base.layout.parent / "python").read_text()
+    theirs = (python().layout.parent / "python").read_text()
     if ours != theirs:
         raise MakeError(f"the image has {theirs} and this environment {ours}: make .venv with {theirs}")
     return ours

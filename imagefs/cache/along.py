@@ -12,12 +12,12 @@ from typing import Final
 import trio
 
 from imagefs.cache.flights import FetchLog, Flight, Flights
+from imagefs.cache.gets import Kind
 from imagefs.cache.layout import EXTENTS_MAX, WINDOW, Lookup, ObjectRecord, Part, frame_part, parts_of
 from imagefs.cache.link import Link
 from imagefs.cache.neighbours import Reach
 from imagefs.cache.pieces import Frames
 from imagefs.cache.ram import RamCache
-from imagefs.cache.slab import MISSING
 from imagefs.cache.store_reads import StoreReads
 from imagefs.errors import ImageFSError
 from imagefs.format.objectmap import HOLE
@@ -69,7 +69,7 @@ class Along:
             self._log.error("fetching_along_failed", error=str(error))
         if wanted:
             near.spend(sum(frame.length for _, frame in wanted))
-            flights = self._flights.depart(wanted, demand=False, limit=_GET)
+            flights = self._flights.depart(wanted, demand=False, limit=_GET, kind=Kind.ALONG)
             moved = sum(run.end - run.start for run, _ in flights)
             self._moving += moved
             self._nursery.start_soon(self._bring, flights, moved, latency)
@@ -147,7 +147,7 @@ class Along:
                 if stored > reach or content + frame.length > most:
                     stored = max(stored, reach)
                     break
-                if slab.state[piece] == MISSING and not flights.is_kept(part, piece) and flights.is_good(part, frame, demand=False):
+                if flights.is_lacking(part, piece, frame):
                     flights.mark(part, piece)
                     wanted.append(((part, piece), frame))
                     content += frame.length

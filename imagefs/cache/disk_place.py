@@ -21,6 +21,9 @@ MARKER: Final = "imagefs-cache.json"
 ASIDE: Final = "aside"
 _LOCK: Final = "lock"
 _INDEX: Final = "index"
+_WITHOUT_TIER: Final = ("starts", "profiles")
+"""What a daemon that has no SSD tier keeps in the directory all the same."""
+
 _CONTENTS: Final = ("objects", "suspect", "frames", "partial", "lmdb", "names")
 _REMOTE: Final = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "fuse", "ceph", "glusterfs"})
 _MEMORY: Final = frozenset({"tmpfs", "ramfs"})
@@ -52,7 +55,7 @@ class CachePlace:
             raise AccessError(f"the cache directory {root} belongs to another user", hint="use another --cache")
         if stat.S_IMODE(status.st_mode) & 0o022:
             raise AccessError(f"the cache directory {root} can be written by others", hint=f"chmod go-w {root}")
-        if MARKER not in names and names - {_INDEX, _LOCK, "lost+found"}:
+        if MARKER not in names and names - {_INDEX, _LOCK, *_WITHOUT_TIER, "lost+found"}:
             raise UsageError(f"{root} is not a cache: it has other files and no {MARKER}", hint="a new cache wants an empty directory")
         self._descriptor = self._lock()
         try:

@@ -22,15 +22,19 @@ from typing import Final
 import trio
 
 from imagefs.cache.along import Along
+from imagefs.cache.completion import Completion
 from imagefs.cache.counters import ReadCounters
 from imagefs.cache.disk import DiskTier
 from imagefs.cache.disk_reads import DiskReads, Load
 from imagefs.cache.flights import FetchLog, Flights, anew
+from imagefs.cache.gets import Get
 from imagefs.cache.layout import COUNT_MAX, ObjectRecord, Part, parts_of
 from imagefs.cache.link import Link
 from imagefs.cache.pieces import Frames
+from imagefs.cache.prefetch import Prefetches
 from imagefs.cache.ram import RamCache
 from imagefs.cache.slab import IN_FLIGHT, MISSING, READY, Slab
+from imagefs.cache.starts import RAM, Starts, tell
 from imagefs.cache.store_reads import StoreReads
 from imagefs.digest import Buffer
 from imagefs.errors import DeadlineError, ImageFSError
@@ -56,19 +60,26 @@ class Fetcher:
         *,
         log: FetchLog,
         deadline: float,
+        starts: Starts | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``deadline`` is in seconds; ``clock`` tells when a bad frame may be tried again."""
+        """``deadline`` is in seconds; ``clock`` tells when a bad frame may be tried again.
+
+        ``starts`` hear of GETs; which of them hear of reads, the records say.
+        """
         self._nursery = nursery
+        self._link = link
         self._ram = ram
         self._disk = disk
         self._counters = counters
         self._deadline = deadline
         self._log = log
-        self._flights = Flights(ram, disk, counters, log, clock=clock)
+        self._flights = Flights(ram, disk, counters, log, starts=starts or Starts(), clock=clock)
         self._from_disk = DiskReads(disk, ram, self._flights, counters, log, deadline=deadline)
         self._from_store = StoreReads(link, self._flights, counters, deadline=deadline)
         self._along = Along(nursery, link, ram, self._flights, self._from_store, log=log)
+        self.prefetches = Prefetches(nursery, link, ram, self._flights, store=self._from_store, counters=counters, log=log)
+        """What is fetched because profiles name it."""
 
     # -- for readers ----------------------------------------------------------------------------------------------------------------
 
@@ -92,10 +103,14 @@ class Fetcher:
                 self._read_ahead(record, ahead, until)
         self._counters.ram_bytes += end - offset
         record.tally.ram += end - offset
+        if record.starts:
+            tell(record, (offset, end), RAM, time.monotonic())
         return slab.view[start:stop]
 
     async def read(self, record: ObjectRecord, offset: int, end: int) -> Buffer:
         """Return bytes ``offset`` to ``end`` (exclusive, within the object), fetching what is missing. Raises an ``ImageFSError``."""
+        began = time.monotonic() if record.starts else 0.0
+        get: Get | None = None
         parts = parts_of(record, offset, end, self._ram, is_local=self.is_local)
         source = NOWHERE
         with trio.move_on_after(self._deadline) as scope:
@@ -114,10 +129,14 @@ class Fetcher:
             for part in parts:
                 while (found := self._start((part,), demand=True)) != NOWHERE:
                     source = max(source, found)
+                    if began:
+                        get = self._flights.awaited(part) or get
                     await part.slab.lot.park()  # type: ignore[union-attr] # a part that waits has a slab
         if scope.cancelled_caught:
             raise DeadlineError(f"the {self._awaited(parts)} did not answer within {self._deadline:g} s")
         self._count(record, source, end - offset)
+        if began:
+            tell(record, (offset, end), source + RAM, began, get)
         return parts[0].view() if len(parts) == 1 else b"".join(part.view() for part in parts)
 
     def _count(self, record: ObjectRecord, source: int, length: int) -> None:
@@ -177,6 +196,13 @@ class Fetcher:
                 self._start(parts, demand=False)
                 await self._arrived(parts)
 
+    def completion(self, rate: int) -> Completion | None:
+        """Return what brings images whole, at ``rate`` bytes as stored a second; None where there is no SSD tier to bring them to."""
+        if self._disk is None:
+            return None
+        parts = self._link, self._ram, self._disk, self._flights
+        return Completion(*parts, store=self._from_store, counters=self._counters, log=self._log, rate=rate)
+
     async def _arrived(self, parts: Iterable[Part]) -> None:
         """Wait until nothing of parts is on its way."""
         for slab in (part.slab for part in parts if part.slab is not None):
@@ -199,6 +225,9 @@ class Fetcher:
 
     def _read_ahead(self, record: ObjectRecord, start: int, end: int) -> None:
         """Start fetching a range that nobody waits for yet."""
+        if self.prefetches.knows_better(record, start):
+            record.ahead.decline(start, end)
+            return
         try:
             self._start(parts_of(record, start, end, self._ram, is_local=self.is_local), demand=False)
         except ImageFSError:
@@ -231,7 +260,8 @@ class Fetcher:
         if wanted:
             source = STORE
             self._fetch(wanted, demand=demand)
-            if demand:
+            # What lies around what a profile knows is either on its way by that, or not needed.
+            if demand and not self.prefetches.missed(wanted):
                 self._along.start(wanted)
         return source
 
@@ -289,6 +319,7 @@ class Fetcher:
             count = sum(slab.bounds[piece + 1] - slab.bounds[piece] for piece in fresh)
             self._counters.prefetch_used_bytes += count
             record.lookup.neighbours.used(count)
+            self.prefetches.used(slab, fresh)
         return True
 
     def _fetch(self, wanted: Frames, *, demand: bool) -> None:

@@ -22,12 +22,14 @@ from typing import Any, Final, Protocol
 from imagefs.cache.counters import ReadCounters
 from imagefs.cache.disk import DiskTier
 from imagefs.cache.disk_queue import Place
+from imagefs.cache.gets import Get, Kind
 from imagefs.cache.layout import Part
 from imagefs.cache.link import Ticket
 from imagefs.cache.pieces import Failures, Frames, Tag, key_of, side_by_side
 from imagefs.cache.planner import GET_MAX, Run, plan_runs
 from imagefs.cache.ram import RamCache
 from imagefs.cache.slab import AHEAD, IN_FLIGHT, MISSING, READY, Slab
+from imagefs.cache.starts import Starts
 from imagefs.errors import ImageFSError, StoreError
 from imagefs.format.objectmap import FrameRow
 
@@ -58,9 +60,11 @@ class Flights:
         counters: ReadCounters,
         log: FetchLog,
         *,
+        starts: Starts,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``clock`` tells when a bad frame may be tried again."""
+        """``starts`` hear of GETs; ``clock`` tells when a bad frame may be tried again."""
+        self._starts = starts
         self._ram = ram
         self._disk = disk
         self._counters = counters
@@ -87,6 +91,12 @@ class Flights:
             return self.is_on_disk(part, piece, use=False)
         one = part.record.lookup.members.sample(part.frames[piece])
         return one is not None and self._disk.covers(one.digest, 0, one.size, use=False)
+
+    def is_lacking(self, part: Part, piece: int, frame: FrameRow) -> bool:
+        """Say whether a piece, which is ``frame``, is neither here nor on its way, and may be asked for by who only guesses."""
+        slab = part.slab
+        missing = slab is not None and slab.state[piece] == MISSING
+        return missing and not self.is_kept(part, piece) and self.is_good(part, frame, demand=False)
 
     def is_good(self, part: Part, frame: FrameRow, *, demand: bool) -> bool:
         """Say whether a frame may be asked for; for a reader, raise what it failed with a moment ago."""
@@ -122,14 +132,41 @@ class Flights:
         """Return the place in the queue of the GET that brings a piece, if one does."""
         return self._tickets.get((slab, piece))
 
-    def depart(self, wanted: Frames, *, demand: bool, limit: int = GET_MAX) -> list[Flight]:
-        """Return the GETs, of ``limit`` bytes at most, that are to bring these frames of one image, which are marked."""
+    def awaited(self, part: Part) -> Get | None:
+        """Return what is noted of the GET that a reader of a part waits for first."""
+        slab = part.slab
+        assert slab is not None
+        for piece in range(*slab.pieces(part.start, part.stop)):
+            if slab.state[piece] == IN_FLIGHT and (ticket := self._tickets.get((slab, piece))) is not None:
+                return ticket.get
+        return None
+
+    def depart(self, wanted: Frames, *, demand: bool, limit: int = GET_MAX, gap: int = 0, kind: Kind | None = None) -> list[Flight]:
+        """Return the GETs, of ``limit`` bytes at most, that are to bring these frames of one image, which are marked.
+
+        ``gap`` is how many bytes that nobody wants one may bring between two frames. ``kind`` says why, where that is neither a reader
+        who waits nor reading ahead of one.
+        """
         owner = wanted[0][0][0].record.lookup.name if wanted else None
-        planned = [(run, Ticket(demand=demand, owner=owner)) for run in plan_runs(wanted, limit=limit)]
+        planned = [(run, Ticket(demand=demand, owner=owner)) for run in plan_runs(wanted, limit=limit, gap=gap)]
         for run, ticket in planned:
             for (part, piece), _ in run.frames:
                 self._tickets[key_of(part, piece)] = ticket
+        if self._starts.running and owner is not None:
+            self._note(planned, owner, (Kind.DEMAND if demand else Kind.AHEAD) if kind is None else kind)
         return planned
+
+    def _note(self, flights: list[Flight], manifest: str, kind: Kind) -> None:
+        """Have Starts hear of GETs that are planned."""
+        for run, ticket in flights:
+            try:
+                pack = run.frames[0][0][0].record.lookup.objects.pack(run.pack).digest.hex()
+            except ImageFSError:
+                # Who wants what is unsound will be told.
+                continue
+            content = sum(frame.length for frame in {frame for _, frame in run.frames})
+            ticket.get = Get(pack, run.start, run.end, content, kind)
+            self._starts.fetching(manifest, ticket.get)
 
     # -- after ----------------------------------------------------------------------------------------------------------------------
 

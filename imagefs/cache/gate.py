@@ -21,6 +21,7 @@ from typing import Final
 
 import trio
 
+from imagefs.cache.gets import Get
 from imagefs.cache.turns import Turns
 
 OUT: Final = 0
@@ -35,7 +36,7 @@ _WIDE: Final = 8  # from this limit on, two places are kept for demand
 class Ticket:
     """One GET's place in the queue. It starts as demand or as prefetch, and may become demand at any time."""
 
-    __slots__ = ("_called", "_gate", "ahead", "owner", "state", "wanted")
+    __slots__ = ("_called", "_gate", "ahead", "get", "owner", "state", "took", "wanted")
 
     def __init__(self, *, demand: bool, owner: Hashable = None) -> None:
         """``demand``: a reader waits for it already. ``owner`` is whose it is, of those who take turns: an image."""
@@ -45,6 +46,10 @@ class Ticket:
         """Whether it began as prefetch, whatever it is now."""
         self.wanted = trio.Event()
         """Set from when on a reader waits for it."""
+        self.get: Get | None = None
+        """Where it is noted how it goes, while a Start runs."""
+        self.took = 0.0
+        """Seconds of the attempt that brought it, without what it waited before."""
         self._called = trio.Event()
         self._gate: Gate | None = None
         if demand:
@@ -59,6 +64,8 @@ class Ticket:
         """Make it demand: a reader now waits for it. Harmless where it is demand, or done, already."""
         if self.demand:
             return
+        if self.get is not None:
+            self.get.is_promoted()
         gate = self._gate
         if gate is None:
             self.wanted.set()
@@ -111,6 +118,10 @@ class Gate:
     def demand_waiting(self) -> int:
         """Tickets in the queue of demand."""
         return len(self._demand)
+
+    def is_wanted_by_others(self, owner: Hashable) -> bool:
+        """Say whether a GET waits that is somebody else's than ``owner``'s."""
+        return self._demand.has_other(owner) or self._prefetch.has_other(owner)
 
     @property
     def reserve(self) -> int:

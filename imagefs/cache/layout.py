@@ -28,6 +28,7 @@ from imagefs.cache.neighbours import Neighbours
 from imagefs.cache.ram import RamCache
 from imagefs.cache.readahead import Readahead
 from imagefs.cache.slab import SLAB_MAX, Slab
+from imagefs.cache.starts import Start
 from imagefs.digest import DIGEST_SIZE, digest_of
 from imagefs.errors import LimitError
 from imagefs.format.objectmap import HOLE, Extent, FrameRow, ObjectMap, ObjectRow
@@ -81,10 +82,11 @@ class Window(NamedTuple):
 class ObjectRecord:
     """An object that is being read: a cache of what the image says about it, and how far it was read (for reading ahead).
 
-    ``is_small``: it shares its frame with others. ``tally`` is what is read of it added to.
+    ``is_small``: it shares its frame with others. ``tally`` is what is read of it added to; ``starts`` are those that want to hear of
+    reads, which are then ``opener``'s, a thread.
     """
 
-    __slots__ = ("_single", "_windows", "ahead", "digest", "is_small", "lookup", "row", "size", "tally")
+    __slots__ = ("_single", "_windows", "ahead", "digest", "is_small", "lookup", "opener", "row", "size", "starts", "tally")
 
     def __init__(self, lookup: Lookup, row: ObjectRow) -> None:
         """``row`` is of ``lookup``'s object map."""
@@ -94,6 +96,8 @@ class ObjectRecord:
         self.size = row.size
         self.ahead = Readahead()
         self.tally = Tally()
+        self.starts: tuple[Start, ...] = ()
+        self.opener = 0
         # By number; None where the object is not cut into one.
         self._windows: dict[int, Window | None] = {}
         self._single: tuple[bytes, int] | None = None

@@ -18,7 +18,7 @@ All state belongs to the trio thread; threads run ``store.get`` and nothing else
 
 import functools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Final, Protocol
 
 import trio
@@ -29,7 +29,7 @@ from imagefs.cache.hedge import Race
 from imagefs.cache.threads import GetThreads, Runner
 from imagefs.digest import Buffer
 from imagefs.errors import DeadlineError, ImageFSError, IntegrityError, StoreError
-from imagefs.store.base import ByteRange
+from imagefs.store.base import ByteRange, FirstBytes, Moment
 
 __all__ = ["Link", "LinkCounters", "LinkLog", "PackSource", "Runner", "Ticket"]
 
@@ -83,6 +83,7 @@ class Link:
         ``run`` runs the blocking GETs; ``clock`` runs as fast as trio's; ``rng`` gives the jitter.
         """
         self._store = store
+        self._noting = store if isinstance(store, FirstBytes) else None
         self._deadline = deadline
         self._run = run or GetThreads()
         self._clock = clock
@@ -113,6 +114,26 @@ class Link:
     def latency(self) -> float | None:
         """Return the seconds that small GETs take; None while that is not known."""
         return self._control.figures.latency()
+
+    def is_shared(self, owner: Hashable) -> bool:
+        """Say whether somebody else than ``owner`` (of tickets) waits for the link."""
+        return self._control.gate.is_wanted_by_others(owner)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no reader waits for anything of it."""
+        gate = self._control.gate
+        return not gate.demand and not gate.demand_waiting
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nobody waits for it, reader or not."""
+        return self.is_idle and not self._control.gate.waiting
+
+    @property
+    def is_down(self) -> bool:
+        """Whether the store counts as unreachable."""
+        return self._control.breaker.is_open
 
     def state(self) -> dict[str, object]:
         """Return what the link does now: for ``status`` and ``doctor``. Keys that end in ``_s`` are seconds, in ``_ms`` milliseconds."""
@@ -210,7 +231,9 @@ class Link:
             if probe is not None:
                 control.breaker.withdraw(probe)
                 control.news.unpark_all()
-        control.arrived(wanted.size, began, self._clock(), hedge_began=race.hedge_began if race.hedge_won else None)
+        now = self._clock()
+        wanted.ticket.took = now - began
+        control.arrived(wanted.size, began, now, hedge_began=race.hedge_began if race.hedge_won else None)
         return data
 
     async def _contest(self, wanted: _Get, race: Race, *, hedged: bool) -> None:
@@ -228,15 +251,23 @@ class Link:
     async def _contend(self, wanted: _Get, race: Race, hedge: bool) -> None:
         began = self._clock()
         self._counters.store_gets += 1
+        call = functools.partial(self._store.get, wanted.key, wanted.byte_range)
+        noted, first = wanted.ticket.get, Moment()
+        if noted is not None:
+            noted.is_sent()
+            if self._noting is not None:
+                call = functools.partial(self._noting.get_noting, wanted.key, wanted.byte_range, first)
         race.start(began, hedge=hedge)
         try:
-            data = await self._run(functools.partial(self._store.get, wanted.key, wanted.byte_range))
+            data = await self._run(call)
         except ImageFSError as error:
             race.lose(error)
         except Exception as error:  # noqa: BLE001 # a bug in a store must not end the daemon
             race.lose(StoreError(f"unexpected {type(error).__name__} from the store: {error}"))
         else:
             race.win(data, hedge=hedge)
+            if noted is not None:
+                noted.has_begun(first.at)
 
     async def _hedge(self, wanted: _Get, race: Race, slow: float) -> None:
         """Send the GET again when it is slow, a reader waits for it, and nobody else needs the place."""

@@ -20,6 +20,9 @@ from diskcache import Cache, JSONDisk
 from imagefs.digest import is_hex_digest
 
 KEEP_SECONDS: Final = 90 * 86400
+FORMER_MAX: Final = 4
+"""Manifests of one name, whatever the tag, that are remembered as what it stood for."""
+
 _BYTES_MAX: Final = 16 << 20
 
 
@@ -63,6 +66,24 @@ class ResolvedNames:
         if (cache := self._opened()) is not None:
             with contextlib.suppress(OSError, sqlite3.Error):
                 cache.set([store, ref], [manifest, time.time()], expire=KEEP_SECONDS)
+
+    def passed(self, store: str, name: str, manifest: str) -> None:
+        """Remember that a name, whatever its tag, stands for ``manifest`` now, and stood for others before."""
+        if (cache := self._opened()) is not None:
+            with contextlib.suppress(OSError, sqlite3.Error):
+                known = self.former(store, name)
+                if known[:1] != [manifest]:
+                    known = [manifest, *(other for other in known if other != manifest)][:FORMER_MAX]
+                    cache.set(["former", store, name], known, expire=KEEP_SECONDS)
+
+    def former(self, store: str, name: str) -> list[str]:
+        """Return which manifests a name stood for on this host, under any tag, the last first."""
+        if (cache := self._opened()) is not None:
+            with contextlib.suppress(OSError, sqlite3.Error, ValueError):
+                found = cache.get(["former", store, name])
+                if isinstance(found, list):
+                    return [other for other in found if isinstance(other, str) and is_hex_digest(other)]
+        return []
 
     def get(self, store: str, ref: str) -> tuple[str, float] | None:
         """Return the manifest and when that was so, in seconds since the epoch; None if nothing is known."""

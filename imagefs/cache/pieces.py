@@ -10,7 +10,7 @@ from typing import Final
 import zstandard
 from blake3 import blake3
 
-from imagefs.cache.decode import decode_into, decode_slice
+from imagefs.cache.decode import Work, decode_into, decode_slice
 from imagefs.cache.disk_files import OpenFile
 from imagefs.cache.layout import Part
 from imagefs.cache.slab import Slab
@@ -90,8 +90,11 @@ class Decoder:
         """Any number of threads may use it at once."""
         self._local = threading.local()
 
-    def decode(self, data: memoryview, start: int, frames: Frames) -> Failures:
-        """Decode frames that lie in ``data``, which begins at byte ``start`` of the pack, into their pieces; return those that failed."""
+    def decode(self, data: memoryview, start: int, frames: Frames, work: Work | None = None) -> Failures:
+        """Decode frames that lie in ``data``, which begins at byte ``start`` of the pack, into their pieces; return those that failed.
+
+        What whole frames take is added to ``work``, which is the calling thread's alone until then.
+        """
         failed: Failures = []
         decompressor = self._decompressor()
         for tag, frame in frames:
@@ -99,7 +102,7 @@ class Decoder:
             try:
                 stored, part = data[at : at + frame.stored], tag[0]
                 if part.within is None:
-                    decode_into(_target(tag), stored, frame, decompressor)
+                    decode_into(_target(tag), stored, frame, decompressor, work)
                 else:
                     decode_slice(_target(tag), stored, frame, (part.within, part.record.digest), decompressor)
             except ImageFSError as error:

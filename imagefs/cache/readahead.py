@@ -85,6 +85,12 @@ class Readahead:
             return NOTHING
         return self._ask(window, size)
 
+    def decline(self, start: int, end: int) -> None:
+        """Take back that the range ``start`` to ``end``, which was returned last, is fetched: it was not."""
+        self._cost -= end - start
+        self._asked = start
+        self._calm = 0
+
     def _ask(self, window: int, size: int) -> tuple[int, int]:
         """Return what is lacking of the window, cut to what the streak may cost."""
         grain = min(GRAIN, 1 << max(window // 4, 1).bit_length() - 1)

@@ -10,6 +10,7 @@ import os
 import trio
 
 from imagefs.cache.counters import ReadCounters
+from imagefs.cache.decode import Work
 from imagefs.cache.flights import Flight, Flights
 from imagefs.cache.link import Link, Ticket
 from imagefs.cache.pieces import Decoder, Failures, Frames, chunked, key_of
@@ -68,6 +69,8 @@ class StoreReads:
             await self._get_one_by_one(key, run.frames, ticket, until)
             return
         wrong: Failures = []
+        if ticket.get is not None:
+            ticket.get.has_arrived()
 
         async def decode(frames: Frames) -> None:
             wrong.extend(await self._decode(data, run.start, frames, ticket))
@@ -76,6 +79,8 @@ class StoreReads:
         async with trio.open_nursery() as nursery:
             for chunk in chunked(run.frames, demand=ticket.demand):
                 nursery.start_soon(decode, chunk)
+        if ticket.get is not None:
+            ticket.get.is_decoded()
         # Once more: the bytes may have been damaged on the way.
         await self._get_one_by_one(key, [(tag, frame) for tag, frame, _ in wrong], ticket, until)
 
@@ -94,7 +99,10 @@ class StoreReads:
     async def _decode(self, data: memoryview, start: int, frames: Frames, ticket: Ticket) -> Failures:
         """Decode frames that lie in ``data``, which begins at byte ``start`` of the pack; show those that are right, return the others."""
         # Never left to itself, as it writes to slabs: it takes milliseconds and waits for nothing.
-        failed = await trio.to_thread.run_sync(self._decoder.decode, data, start, frames, limiter=self._decodes[ticket.demand])
+        work = None if ticket.get is None else Work()
+        failed = await trio.to_thread.run_sync(self._decoder.decode, data, start, frames, work, limiter=self._decodes[ticket.demand])
+        if ticket.get is not None and work is not None:
+            ticket.get.took(work.decode_ns, work.verify_ns)
         wrong = {key_of(*tag) for tag, _, _ in failed}
         self._flights.settle([item for item in frames if key_of(*item[0]) not in wrong], store=True)
         self._counters.verify_failures += len(failed)

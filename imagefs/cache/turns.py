@@ -26,6 +26,10 @@ class Turns(Generic[Item]):
         """Count who waits."""
         return self._count
 
+    def has_other(self, owner: Hashable) -> bool:
+        """Say whether an item of anybody but ``owner`` is there."""
+        return len(self._owners) > (owner in self._owners)
+
     def add(self, owner: Hashable, item: Item) -> None:
         """Put an item, which is not there yet, behind those of its owner."""
         self._owners.setdefault(owner, OrderedDict())[item] = None

@@ -13,10 +13,8 @@ The manifest holds nothing of this machine, this store, or this moment: the same
 """
 
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from imagefs.convert.builder import ContentBuilder
@@ -27,6 +25,7 @@ from imagefs.convert.known import KnownPacks
 from imagefs.convert.mask import MaskFilter
 from imagefs.convert.oci import Source, open_source
 from imagefs.convert.pieces import FRAME_SIZE
+from imagefs.convert.stages import Clock, Progress
 from imagefs.convert.stream import LayerStream, Limits
 from imagefs.convert.tar import TarReader
 from imagefs.digest import Buffer
@@ -39,15 +38,6 @@ from imagefs.store.images import put_blob, put_manifest
 from imagefs.store.refs import Ref, publish
 
 Pieces = Iterable[Buffer]
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a conversion is: ``done`` of ``total`` bytes of the source's layers as they lie there, and the name of the stage."""
-
-    stage: str
-    done: int
-    total: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,21 +64,6 @@ class ConvertReport:
     seconds: dict[str, float]
 
 
-@dataclass(slots=True)
-class _Clock:
-    """Seconds a stage."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-
-
 class _Conversion:
     """The state of one conversion: where layers are read and what was read."""
 
@@ -98,7 +73,7 @@ class _Conversion:
         builder: ContentBuilder,
         known: KnownPacks,
         *,
-        clock: _Clock,
+        clock: Clock,
         limits: Limits,
         progress: Callable[[Progress], None],
     ) -> None:
@@ -189,7 +164,7 @@ def convert(
     published, and what was written so far is used by the next try.
     """
     tell = progress or (lambda _: None)
-    clock = _Clock()
+    clock = Clock()
     with open_source(source, platform) as opened:
         # What lies in the scratch directory is mapped and unlinked at once; gone this early, it is not there when the process is killed.
         with clock.stage("known"), tempfile.TemporaryDirectory(prefix="imagefs-convert-") as scratch:

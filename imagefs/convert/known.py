@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from imagefs.errors import ImageFSError
+from imagefs.format import optimized
 from imagefs.format.manifest import Manifest
 from imagefs.format.objectmap import ObjectMap
 from imagefs.format.pack import FrameEntry
@@ -51,7 +52,8 @@ class KnownPacks:
                 manifest, path = image
                 # One that cannot be read is fsck's business; converting another one must not depend on it.
                 with contextlib.suppress(ImageFSError):
-                    known.add(path)
+                    if path is not None:
+                        known.add(path)
                     known._diff_ids |= {layer.digest: layer.diff_id for layer in manifest.layers if layer.diff_id}
         return known
 
@@ -87,8 +89,11 @@ class KnownPacks:
         return pack.digest, pack.size, [FrameEntry(f.digest, f.offset, f.stored, f.length, f.codec) for f in frames]
 
 
-def _bring(store: ObjectStore, scratch: Path, stumbled: threading.Event, name: str) -> tuple[Manifest, Path] | None:
+def _bring(store: ObjectStore, scratch: Path, stumbled: threading.Event, name: str) -> tuple[Manifest, Path | None] | None:
     """Return a manifest, and the file below ``scratch`` that its object map was brought to; None if they cannot be had.
+
+    The map of an optimized image is not brought: what that has beyond its origin is compressed at a level of its own, and would change the
+    result of a conversion at another one.
 
     Once the store has ``stumbled`` it is not asked any more: what the other maps would save is not worth their waits.
     """
@@ -96,6 +101,8 @@ def _bring(store: ObjectStore, scratch: Path, stumbled: threading.Event, name: s
         return None
     try:
         manifest = get_manifest(store, name)
+        if optimized.read(manifest.annotations) is not None:
+            return manifest, None
         # Named by the image: several may have the same map.
         path = scratch / name
         fetch_blob_to(store, manifest.objects.digest, manifest.objects.size, path)

@@ -47,11 +47,17 @@ def mount(
     upper: str = "",
     dev: bool = False,
     suid: bool = False,
+    record: bool = True,
+    label: str = "",
+    prefetch: bool = True,
+    wait: float = 0.0,
 ) -> dict[str, Any]:
     """Mount an image, with a daemon started for it if there is none.
 
-    ``mode`` None: that of the configuration. ``upper``, an absolute path, ``dev`` and ``suid`` are for kernel mode. Returns ``{mountpoint,
-    ref, manifest, mode, reason, files, bytes, index_bytes, index_moved, seconds}``; raises what the daemon met.
+    ``mode`` None: that of the configuration. ``upper``, an absolute path, ``dev`` and ``suid`` are for kernel mode. ``record``: what is
+    read at first is recorded, under ``label``. ``prefetch``: what a profile names is fetched ahead; ``wait`` is the share of it (0 to 1)
+    that is waited for. Returns ``{mountpoint, ref, manifest, mode, reason, files, bytes, index_bytes, index_moved, recording, watched,
+    recording_reason, prefetched, seconds}``; raises what the daemon met.
     """
     place = absolute(mountpoint)
     at = home(place)
@@ -64,6 +70,10 @@ def mount(
         "upper": upper,
         "dev": dev,
         "suid": suid,
+        "record": record,
+        "label": label,
+        "prefetch": prefetch,
+        "wait": wait,
     }
     directory = config.instance_dir(at)
     begun = time.time()
@@ -81,6 +91,25 @@ def mount(
             if last or running(config, at=at):
                 raise
     raise AssertionError
+
+
+def prefetch(config: Config, *, ref: str, wait: bool = False) -> dict[str, Any]:
+    """Bring an image's index and what its profile names to this host, with a daemon started for it if there is none.
+
+    Returns ``{ref, manifest, index_bytes, index_moved, profile_bytes, prefetched}`` at once, or with ``wait`` when no more of it comes.
+    Without root a daemon is for one mount: one that has this cache is asked; ``AccessError`` if there is none.
+    """
+    at = None
+    if os.geteuid() == 0:
+        ensure_daemon(config)
+    else:
+        own = [
+            found for found in daemons(config) if (found["store"], found["cache"]) == (config.store, str(config.cache)) and found["mounts"]
+        ]
+        if not own:
+            raise AccessError("without root there is no daemon but for a mount", hint="mount it, with --wait-prefetch")
+        at = own[0]["mounts"][0]["mountpoint"]
+    return call(config, "prefetch", at=at, timeout=_MOUNT_SECONDS, ref=ref, wait=wait)
 
 
 def _take_back(directory: Path, place: str, begun: float) -> None:

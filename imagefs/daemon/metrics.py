@@ -13,17 +13,18 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from imagefs.cache.counters import Tally
+from imagefs.cache.counters import StartCounters, Tally
 
 if TYPE_CHECKING:
     # Not when it runs: `imagefs stats --prometheus`, which a timer starts all day, needs the table and neither pyfuse3 nor LMDB.
     from imagefs.cache.counters import ReadCounters
     from imagefs.cache.disk import DiskTier
     from imagefs.cache.link import LinkCounters
+    from imagefs.cache.prefetch import Prefetches
     from imagefs.cache.ram import RamCache
     from imagefs.fuse.forest import Forest
     from imagefs.fuse.guard import Requests
@@ -47,7 +48,7 @@ class Sources:
     """Where the figures are.
 
     ``link_state`` is ``Link.state``: what the link to the store does now. ``restarts`` counts the workers before this one.
-    ``readers`` knows what was read of each image.
+    ``readers`` knows what was read of each image; ``prefetches`` what is fetched ahead of that.
     """
 
     counters: ReadCounters
@@ -60,6 +61,8 @@ class Sources:
     link_state: Callable[[], Mapping[str, object]]
     restarts: int = 0
     readers: Readers | None = None
+    prefetches: Prefetches | None = None
+    starts: StartCounters = field(default_factory=StartCounters)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,10 +185,31 @@ METRICS: Final = (
     Metric("free_threads", "imagefs_store_free_threads", GAUGE, "threads",
            "that are left for GETs; with none, and none in flight, every fetch fails at once", lambda now: now.link["free_threads"]),
     Metric("prefetch_bytes", "imagefs_prefetch_bytes_total", COUNTER, "bytes",
-           "of content that came from the store before a reader waited for them: read ahead, or near what was missed",
+           "of content that came from the store before a reader waited for them: named by a profile, read ahead, or near what was missed",
            lambda now: now.sources.counters.prefetch_bytes),
     Metric("prefetch_used_bytes", "imagefs_prefetch_used_bytes_total", COUNTER, "bytes",
            "of those, what was read later", lambda now: now.sources.counters.prefetch_used_bytes),
+    Metric("profile_bytes", "imagefs_profile_bytes_total", COUNTER, "bytes",
+           "of content that came because a profile names it", lambda now: now.sources.counters.profile_bytes),
+    Metric("profile_used_bytes", "imagefs_profile_used_bytes_total", COUNTER, "bytes",
+           "of those, what was read later through the daemon; what the kernel reads by itself is not seen",
+           lambda now: now.sources.counters.profile_used_bytes),
+    Metric("profiles_doubted", "imagefs_profiles_doubted_total", COUNTER, "times",
+           "a profile was not followed any further, because readers wanted other things than it names",
+           lambda now: now.sources.counters.profiles_doubted),
+    Metric("prefetches", "imagefs_prefetches", GAUGE, "images",
+           "that are being prefetched", lambda now: now.sources.prefetches.running if now.sources.prefetches is not None else 0),
+    Metric("completed_bytes", "imagefs_completed_bytes_total", COUNTER, "bytes",
+           "of content that came in the background to have images whole on this host",
+           lambda now: now.sources.counters.completed_bytes),
+    Metric("starts_recording", "imagefs_starts_recording", GAUGE, "mounts",
+           "of which it is recorded now what is accessed at first", lambda now: now.sources.starts.running),
+    Metric("starts_recorded", "imagefs_starts_recorded_total", COUNTER, "mounts",
+           "of which the start was recorded to its end", lambda now: now.sources.starts.recorded),
+    Metric("profiles_published", "imagefs_profiles_published_total", COUNTER, "profiles",
+           "of starts that the store was given, or that told it nothing new", lambda now: now.sources.starts.published),
+    Metric("profiles_waiting", "imagefs_profiles_waiting", GAUGE, "profiles",
+           "that wait for the store to take them", lambda now: now.sources.starts.waiting),
     Metric("ram_bytes", "imagefs_ram_bytes", GAUGE, "bytes", "in the RAM tier", lambda now: now.sources.ram.used),
     Metric("ram_limit_bytes", "imagefs_ram_limit_bytes", GAUGE, "bytes",
            "that the RAM tier may have now: what is configured, or less while the host is short of memory",

@@ -43,7 +43,9 @@ class Mount(msgspec.Struct, tag_field="op", tag="mount", forbid_unknown_fields=T
     """Mount an image at an absolute path.
 
     ``manifest`` is its hex digest; without it ``ref`` is resolved. ``namespace`` is the inode number of the caller's mount namespace (0:
-    not told). ``upper`` is the absolute path of a writable layer; it, ``dev`` (devices work) and ``suid`` need kernel mode.
+    not told). ``upper`` is the absolute path of a writable layer; it, ``dev`` (devices work) and ``suid`` need kernel mode. ``record``:
+    what is read at first is recorded. ``prefetch``: what a profile names is fetched ahead; ``wait`` is the share of that which is to be
+    there before the answer comes. ``label`` names the kind of start, for both.
     """
 
     mountpoint: str
@@ -53,7 +55,11 @@ class Mount(msgspec.Struct, tag_field="op", tag="mount", forbid_unknown_fields=T
     upper: str = ""
     dev: bool = False
     suid: bool = False
+    record: bool = True
+    label: str = ""
     namespace: int = 0
+    prefetch: bool = True
+    wait: float = 0.0
 
 
 class Umount(msgspec.Struct, tag_field="op", tag="umount", forbid_unknown_fields=True, kw_only=True):
@@ -61,6 +67,24 @@ class Umount(msgspec.Struct, tag_field="op", tag="umount", forbid_unknown_fields
 
     mountpoint: str
     lazy: bool = False
+
+
+class Explain(msgspec.Struct, tag_field="op", tag="explain", forbid_unknown_fields=True, kw_only=True):
+    """Ask where it is written down what happened since an absolute path was mounted; of a start that is running that is written now."""
+
+    mountpoint: str
+
+
+class Prefetch(msgspec.Struct, tag_field="op", tag="prefetch", forbid_unknown_fields=True, kw_only=True):
+    """Bring an image's index, and what its profile names, to this host; ``wait``: answer when that is done.
+
+    ``manifest`` is its hex digest; without it ``ref`` is resolved. ``label`` names the kind of start that the profile is to be of.
+    """
+
+    ref: str = ""
+    manifest: str | None = None
+    label: str = ""
+    wait: bool = False
 
 
 class Cache(msgspec.Struct, tag_field="op", tag="cache", forbid_unknown_fields=True, kw_only=True):
@@ -78,7 +102,7 @@ class Cache(msgspec.Struct, tag_field="op", tag="cache", forbid_unknown_fields=T
     pinned: bool = False
 
 
-Request = Ping | Status | Stats | Top | Reload | Stop | Mount | Umount | Cache
+Request = Ping | Status | Stats | Top | Reload | Stop | Mount | Umount | Explain | Prefetch | Cache
 
 decoder: Final = msgspec.json.Decoder(Request)
 

@@ -20,10 +20,14 @@ from imagefs.cache.names import ResolvedNames
 from imagefs.config import Config
 from imagefs.daemon import metrics, requests
 from imagefs.daemon.caching import CacheService
+from imagefs.daemon.inheriting import name_of
 from imagefs.daemon.looking import looked
 from imagefs.daemon.metrics import Sources
+from imagefs.daemon.prefetching import Prefetching
+from imagefs.daemon.recording import Recorder, Recording
 from imagefs.digest import is_hex_digest
 from imagefs.errors import DaemonError, DeadlineError, ImageFSError, MountError, NotFoundError, StoreError, UsageError
+from imagefs.format.profile import Key
 from imagefs.mount.checks import canonical
 from imagefs.mount.table import FUSE, KERNEL, MountRecord
 from imagefs.store import refs
@@ -98,6 +102,8 @@ class Service:
     started_at: float
     names: ResolvedNames | None = None
     caching: CacheService | None = None
+    recorder: Recorder | None = None
+    prefetching: Prefetching | None = None
     stopping: bool = False
     pending: int = 0
     last_mount: float = 0.0
@@ -129,6 +135,10 @@ class Service:
                     self.last_mount = trio.current_time()
             case requests.Umount():
                 return await self._umount(request)
+            case requests.Explain():
+                return await self._explain(request)
+            case requests.Prefetch():
+                return await self._prefetch(request)
             case requests.Cache():
                 if self.caching is None:
                     raise DaemonError("this daemon has no SSD tier", hint="its log says why")
@@ -147,8 +157,14 @@ class Service:
             "auto_stop": self.auto_stop,
             "started_at": self.started_at,
             "rss_bytes": metrics.memory()[0],
-            "mounts": metrics.mounts(self.sources),
+            "mounts": self._mounts(),
         }
+
+    def _mounts(self) -> list[dict[str, object]]:
+        def recording(record: MountRecord) -> dict[str, object]:
+            return Recording(on=False).as_dict() if self.recorder is None else self.recorder.state(record)
+
+        return [mount | recording(record) for record, mount in zip(self.sources.table, metrics.mounts(self.sources), strict=True)]
 
     async def _mount(self, request: requests.Mount) -> dict[str, object]:
         begin = time.perf_counter()
@@ -156,6 +172,8 @@ class Service:
             raise UsageError(f"no such mode: {request.mode!r}", hint="auto, kernel or fuse")
         if request.mode == FUSE and (request.upper or request.dev or request.suid):
             raise UsageError("a writable layer, devices and set-user-id need kernel mode", hint="use --mode kernel")
+        if request.label != Key.of(label=request.label).label:
+            raise UsageError(f"not a label: {request.label[:80]!r}", hint="a label is printable, and has 128 bytes at most")
         if self.stopping:
             raise MountError("the daemon is stopping")
         if request.namespace and request.namespace != own_namespace():
@@ -166,8 +184,17 @@ class Service:
         await self.mounter.reconcile()
         mountpoint = str(await in_thread(canonical, request.mountpoint))
         manifest, offline = await self._resolve(request)
+        ahead = self.prefetching.ahead_of(manifest, request) if self.prefetching is not None and request.prefetch else None
         image = await self._open(manifest)
+        shown_before = image.name.encode() in self.sources.forest.by_name
+        if ahead is not None:
+            ahead.begin(image)
         record, reason = await self.mounter.mount(image, request, mountpoint)
+        recording = Recording(on=False)
+        if self.recorder is not None:
+            recording = await self.recorder.begin(image, record, wanted=request.record, label=request.label, shown_before=shown_before)
+        if ahead is not None:
+            await ahead.mounted(image, request.wait)
         self.log.info("mounted", mountpoint=record.mountpoint, manifest=manifest, ref=record.ref, slot=record.slot)
         return {
             "mountpoint": record.mountpoint,
@@ -180,7 +207,31 @@ class Service:
             "index_bytes": image.index_bytes,
             "index_moved": image.moved,
             "offline": offline,
+            **recording.as_dict(),
+            "prefetched": ahead.share if ahead is not None else 0.0,
             "seconds": time.perf_counter() - begin,
+        }
+
+    async def _prefetch(self, request: requests.Prefetch) -> dict[str, object]:
+        """Make this host warm for an image."""
+        if self.prefetching is None or self.caching is None:
+            raise DaemonError("this daemon has no SSD tier", hint="its log says why")
+        if self.stopping:
+            raise DaemonError("the daemon is stopping")
+        manifest, _ = await self._resolve(request)
+        ahead = self.prefetching.ahead_of(manifest, request)
+        image = await self._open(manifest)
+        ahead.warm(image)
+        if request.wait:
+            await ahead.done()
+            await self.caching.opened.tier.settled()
+        return {
+            "ref": request.ref or manifest,
+            "manifest": manifest,
+            "index_bytes": image.index_bytes,
+            "index_moved": image.moved,
+            "profile_bytes": ahead.content,
+            "prefetched": ahead.share,
         }
 
     async def _open(self, manifest: str) -> Image:
@@ -190,7 +241,7 @@ class Service:
             return await in_thread(open_image, source, self.config.cache, manifest, abandon=True)
         raise DeadlineError(f"the image's index did not come within {deadline + _INDEX_GRACE:g} s")
 
-    async def _resolve(self, request: requests.Mount) -> tuple[str, str]:
+    async def _resolve(self, request: requests.Mount | requests.Prefetch) -> tuple[str, str]:
         """Return a manifest's hex digest, and if the store could not be asked for it, why not."""
         if request.manifest is not None:
             if not is_hex_digest(request.manifest):
@@ -223,17 +274,34 @@ class Service:
             raise
         if self.names is not None:
             self.names.put(self.store.url, ref, manifest)
+            self.names.passed(self.store.url, name_of(ref), manifest)
         return manifest
 
     async def _umount(self, request: requests.Umount) -> dict[str, object]:
         mountpoint = str(await in_thread(canonical, request.mountpoint))
         await self.mounter.umount(mountpoint, lazy=request.lazy)
+        if self.recorder is not None:
+            self.recorder.unmounted(mountpoint)
+        self._keep_prefetching()
         self.log.info("unmounted", mountpoint=mountpoint, lazy=request.lazy)
         self.stopping = self.stopping or (self.auto_stop and self._may_stop())
         return {"mountpoint": mountpoint, "stopping": self.stopping}
 
+    async def _explain(self, request: requests.Explain) -> dict[str, object]:
+        mountpoint = str(await in_thread(canonical, request.mountpoint))
+        record = self.sources.table.get(mountpoint)
+        if record is None or self.recorder is None:
+            raise NotFoundError(f"no image is mounted at {mountpoint}", hint="`imagefs daemon status` lists the mounts")
+        return await self.recorder.explain(record)
+
+    def _keep_prefetching(self) -> None:
+        """End what is fetched for images that are not mounted any more."""
+        if self.prefetching is not None:
+            self.prefetching.keep({record.manifest for record in self.sources.table})
+
     def _may_stop(self) -> bool:
-        return self.mounter.idle and not self.pending
+        busy = self.prefetching is not None and self.prefetching.is_busy
+        return self.mounter.idle and not self.pending and not busy
 
     def after_answer(self) -> None:
         """End the daemon if the answer that was just sent said so."""
@@ -248,6 +316,8 @@ class Service:
                 await self.mounter.reconcile()
             except ImageFSError as error:
                 self.log.warning("reconcile_failed", error=error.message)
+            if not self.pending:
+                self._keep_prefetching()
             if self.sources.readers is not None:
                 self.sources.readers.rest()
             if metrics.memory()[1] > _MAPPED_MAX:

@@ -22,7 +22,7 @@ from typing import Final, Literal
 import structlog
 import trio
 
-from imagefs.cache.counters import ReadCounters
+from imagefs.cache.counters import ReadCounters, StartCounters
 from imagefs.cache.disk import DiskTier
 from imagefs.cache.disk_open import OpenedTier
 from imagefs.cache.disk_place import CachePlace
@@ -31,20 +31,27 @@ from imagefs.cache.image import open_image
 from imagefs.cache.index import bring_index
 from imagefs.cache.link import Link, LinkCounters
 from imagefs.cache.names import ResolvedNames
+from imagefs.cache.prefetch import Prefetches
 from imagefs.cache.pressure import Pressure, follow
 from imagefs.cache.ram import RamCache
 from imagefs.cache.scrub import Scrubber
+from imagefs.cache.starts import Starts
 from imagefs.daemon.caching import CacheService
 from imagefs.daemon.control import serve_control
 from imagefs.daemon.exporter import Exporter, remove_socket
 from imagefs.daemon.healing import heal
+from imagefs.daemon.host_profiles import HostProfiles
+from imagefs.daemon.inheriting import Relatives
 from imagefs.daemon.instance import TABLE_NAME, Role
 from imagefs.daemon.kernel_mounts import KernelMounts
 from imagefs.daemon.lifeline import Lifeline
 from imagefs.daemon.logging_setup import make_logger
 from imagefs.daemon.metrics import Sources, stats
 from imagefs.daemon.mounter import RootMounter
+from imagefs.daemon.prefetching import Prefetching
 from imagefs.daemon.prometheus import exposition
+from imagefs.daemon.publishing import publisher_of
+from imagefs.daemon.recording import Recorder
 from imagefs.daemon.restoring import bring_missing, restored
 from imagefs.daemon.service import Mounter, Past, Service, in_thread
 from imagefs.daemon.settling import settle_when_quiet
@@ -194,6 +201,8 @@ class _Worker:
         self._counters = ReadCounters()
         self._requests = Requests(log)
         self._readers = Readers()
+        self._starts = Starts()
+        self._start_counters = StartCounters()
         self._ram = RamCache(told.role.config.ram_bytes)
         self._link_counters = LinkCounters()
         self._link = Link(store, self._link_counters, log, deadline=told.role.config.store_deadline)
@@ -223,14 +232,15 @@ class _Worker:
             pressure = Pressure.of_this_process(self._role.config.ram_bytes, lambda: ram.used)
             nursery.start_soon(self._follow, pressure, ram.set_limit)
             deadline = self._role.config.store_deadline
-            fetcher = Fetcher(nursery, self._link, self._ram, tier, self._counters, log=self._log, deadline=deadline)
-            reading = Reading(fetcher, self._counters, self._readers)
+            fetcher = Fetcher(nursery, self._link, self._ram, tier, self._counters, log=self._log, deadline=deadline, starts=self._starts)
+            reading = Reading(fetcher, self._counters, self._readers, self._starts)
             if self._disk is not None:
                 self._scrub(nursery, self._disk, fetcher)
             session = FuseSession(nursery, self._forest, reading, self._requests, lender=self._lifeline, log=self._log)
             try:
                 mounter = await self._mounter(nursery, session)
-                service = self._service(mounter)
+                service = self._service(mounter, fetcher.prefetches)
+                self._remember(nursery, fetcher, reading, service)
                 nursery.start_soon(serve_control, self._listener, service.handle, service.after_answer, self._log, self._accepting)
                 nursery.start_soon(functools.partial(service.patrol, every=_PATROL_SECONDS, patience=_PATIENCE_SECONDS))
                 nursery.start_soon(self._signals)
@@ -259,6 +269,8 @@ class _Worker:
             remove_socket(self._role.directory)
             with trio.CancelScope(shield=True, deadline=trio.current_time() + _SHUTDOWN_SECONDS):
                 await mounter.shutdown()
+                if service.recorder is not None:
+                    await service.recorder.shutdown()
             return
         self._accepting.cancel()
         if self._disk is not None:
@@ -326,11 +338,12 @@ class _Worker:
             functools.partial(settle_when_quiet, changes, settle, self._log, urgent=lambda: counters.withdrawn_files),
         )
 
-    def _service(self, mounter: Mounter) -> Service:
+    def _service(self, mounter: Mounter, prefetches: Prefetches) -> Service:
         tier = self._disk.tier if self._disk is not None else None
         link, state = self._link_counters, self._link.state
         restarts = self._past.restarts
-        sources = Sources(self._counters, link, self._ram, tier, self._requests, self._forest, self._table, state, restarts, self._readers)
+        held = (self._counters, link, self._ram, tier, self._requests, self._forest, self._table)
+        sources = Sources(*held, state, restarts, self._readers, prefetches, self._start_counters)
         service = Service(
             self._role.config,
             self._store,
@@ -349,6 +362,30 @@ class _Worker:
             service.names = ResolvedNames(self._role.config.cache / "names", self._no_names)
             service.caching = CacheService(self._disk, service.resolve, self._bring)
         return service
+
+    def _remember(self, nursery: trio.Nursery, fetcher: Fetcher, reading: Reading, service: Service) -> None:
+        """Have starts recorded, and what they will need fetched ahead."""
+        config = self._role.config
+        publisher, known = publisher_of(config.cache, self._store, self._start_counters, self._log)
+        nursery.start_soon(publisher.run)
+        profiles = HostProfiles(self._store, known)
+        relatives = Relatives(profiles, lambda: service.names, self._store)
+        rate = config.complete_bytes_per_second
+        completion = fetcher.completion(rate) if rate else None
+        prefetching = Prefetching(nursery, fetcher.prefetches, profiles, relatives, completion=completion, log=self._log)
+        service.prefetching = prefetching
+        service.recorder = Recorder(
+            nursery,
+            reading,
+            self._table,
+            publisher,
+            cache=config.cache,
+            counters=(self._counters, self._link_counters, self._start_counters),
+            restarts=self._past.restarts,
+            previous=lambda manifest: known.load(manifest, None),
+            followed=prefetching.followed,
+            log=self._log,
+        )
 
     def _exporter(self, service: Service) -> Exporter:
         return Exporter(self._role.directory, self._role.config.metrics_listen, lambda: exposition(stats(service.sources)), self._log)

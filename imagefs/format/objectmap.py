@@ -195,6 +195,14 @@ class ObjectMap:
         for index in range(self.object_count):
             yield self.object(index)
 
+    def object_rows(self) -> Iterator[tuple[bytes, int, int, int]]:
+        """Yield what :class:`ObjectRow` has of every object in the order of digests, unchecked: for who reads all of a large map."""
+        return _OBJECT.iter_unpack(memoryview(self._buffer)[self._objects_at : self._extents_at])
+
+    def extent_rows(self) -> Iterator[tuple[int, int, int, int]]:
+        """Yield what :class:`Extent` has of every extent in the order of the map, unchecked."""
+        return _EXTENT.iter_unpack(memoryview(self._buffer)[self._extents_at : self._frames_at])
+
     def object(self, index: int) -> ObjectRow:
         """Return object number ``index`` in the order of digests."""
         if not 0 <= index < self.object_count:

@@ -118,11 +118,13 @@ class Forest:
                     return None
         return first
 
-    def opened(self, node: int) -> None:
-        """Count that an object was opened."""
+    def opened(self, node: int) -> bool:
+        """Count that an object was opened; return whether it was before, so that the kernel may have some of it."""
+        before = node in self._seen
         if len(self._seen) < _SEEN_MAX:
             self._seen.add(node)
         self._opens[node] = self._opens.get(node, 0) + 1
+        return before
 
     def released(self, node: int) -> None:
         """Count that it was closed; one that another process had opened counts for nothing."""

@@ -68,6 +68,7 @@ class ImageOperations(Refusals):
         self._slots = forest.slots
         self._reading = reading
         self._readers = reading.readers
+        self._starts = reading.starts
         self.requests = requests
         self._started = started
         self._entry = pyfuse3.EntryAttributes()
@@ -248,11 +249,15 @@ class ImageOperations(Refusals):
             raise pyfuse3.FUSEError(errno.EROFS)
         if node & OBJECT_BIT:
             record = self._record_of(node)
-            self._forest.opened(node)
+            again = self._forest.opened(node)
             self._forest.late_opens += self._reading.is_native(record)
+            if self._starts.running:
+                self._reading.opened_object(record, ctx.pid, again=again)
         else:
-            slot, _nid = self._at(node)
+            slot, nid = self._at(node)
             slot.opens += 1
+            if self._starts.running:
+                self._reading.opened(node, slot, nid, ctx.pid)
         self._readers.opened(node, ctx.pid)
         return pyfuse3.FileInfo(fh=node, keep_cache=True)
 

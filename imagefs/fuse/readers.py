@@ -79,6 +79,10 @@ class Readers:
             if isinstance(record, ObjectRecord):
                 record.tally = self.tally(node, record.lookup.name)
 
+    def opener(self, node: int) -> int:
+        """Return the thread that opened a file last; 0 where that is not known."""
+        return self._threads.get(node, 0)
+
     def tally(self, node: int, image: str) -> Tally:
         """Return what reads of a file of an image are to be added to."""
         if self._rows is None:

@@ -27,12 +27,14 @@ from imagefs.mount.bind import unmount
 from imagefs.mount.fscontext import MOUNT_ATTR_RDONLY, attach, explained, setting_up
 from imagefs.mount.kernel import Backing, mount_image, mount_tree
 from imagefs.mount.mountinfo import OVERLAY_TYPE
+from imagefs.mount.watch import Watch
 
 MOUNTING: Final = "mounting"
 FUSE_DEVICE: Final = "/dev/fuse"
 EROFS: Final = "EROFS"
 DATA_LAYERS: Final = "data-only layers"
 ON_TOP: Final = "overlay on top"
+WATCHING: Final = "watching opens"
 VERITY: Final = "fs-verity"
 
 _CLONE_NEWNS: Final = 0x20000
@@ -45,6 +47,7 @@ _PROFILE: Final = (
 )
 _LAYERS_HINT: Final = "Linux 6.5 or newer"
 _ON_TOP_HINT: Final = "containers that add their own overlay do not start on such a mount: use FUSE mode for them, or a later kernel"
+_WATCHING_HINT: Final = "Linux 6.8 or newer; without it what the daemon serves is recorded, and what is local already is not"
 _CONTENT: Final = (b"on SSD".ljust(4096, b"."), b"in FUSE".ljust(4096, b"."))
 
 
@@ -89,7 +92,7 @@ def probe(scratch: Path | None = None) -> KernelMode:
         refused = thread.submit(_leave_namespace).result()
         features = [refused or Feature(MOUNTING, True, "permitted"), _fuse_device()]
         if refused:
-            return KernelMode((*features, *_not_tried(EROFS, DATA_LAYERS, ON_TOP)), None)
+            return KernelMode((*features, *_not_tried(EROFS, DATA_LAYERS, ON_TOP, WATCHING)), None)
         tried, backing = thread.submit(_try_both, scratch).result()
         return KernelMode((*features, *tried), backing)
 
@@ -159,7 +162,7 @@ class _Step(NamedTuple):
 def _try_both(scratch: Path | None) -> tuple[tuple[Feature, ...], Backing | None]:
     """Try with a tree from a file; where that does not do all, with one from a loop device. Returns what does more."""
     by_file = _try(scratch, Backing.FILE)
-    failed = next((feature for feature in by_file if not feature.ok), None)
+    failed = next((feature for feature in by_file if not feature.ok and feature.name != WATCHING), None)
     if failed is None:
         return by_file, Backing.FILE
     by_loop = _try(scratch, Backing.LOOP)
@@ -187,7 +190,29 @@ def _try(scratch: Path | None, backing: Backing) -> tuple[Feature, ...]:
                 done.append(Feature(step.name, False, why, step.hint or error.hint, needed=step.name != ON_TOP))
                 break
             done.append(Feature(step.name, True, step.works, needed=step.name != ON_TOP))
-    return (*done, *_not_tried(*(step.name for step in steps[len(done) :])))
+        left = [step.name for step in steps[len(done) :]]
+        if any(feature.name == DATA_LAYERS and feature.ok for feature in done):
+            done.append(_watch(folder / "image"))
+        else:
+            left.append(WATCHING)
+    return (*done, *_not_tried(*left))
+
+
+def _watch(image: Path) -> Feature:
+    """See whether the kernel tells of opens; it does, or not, however the tree is mounted."""
+    try:
+        watch = Watch(image)
+        try:
+            (image / "0").read_bytes()
+            seen = [opened for taken in watch.take() for opened in watch.opens(taken)]
+        finally:
+            watch.close()
+    except (ImageFSError, OSError) as error:
+        why = error.message if isinstance(error, ImageFSError) else str(error)
+        return Feature(WATCHING, False, why, _WATCHING_HINT, needed=False)
+    if not seen:
+        return Feature(WATCHING, False, "the kernel does not tell of an open", _WATCHING_HINT, needed=False)
+    return Feature(WATCHING, True, "opens of what is local are recorded", needed=False)
 
 
 def _steps(folder: Path, backing: Backing) -> list[_Step]:
@@ -242,7 +267,7 @@ def _check(target: Path) -> None:
 
 
 def _not_tried(*names: str) -> tuple[Feature, ...]:
-    return tuple(Feature(name, False, "not tried", needed=name != ON_TOP) for name in names)
+    return tuple(Feature(name, False, "not tried", needed=name not in {ON_TOP, WATCHING}) for name in names)
 
 
 # -- fs-verity ----------------------------------------------------------------------------------------------------------------------------

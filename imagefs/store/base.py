@@ -13,9 +13,10 @@ Guarantees that every implementation gives:
 Keys are ``/``-separated relative paths of ``[A-Za-z0-9._-]`` parts; anything else is refused before I/O.
 """
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol, overload
+from typing import Final, Protocol, overload, runtime_checkable
 
 from imagefs.digest import Buffer
 
@@ -57,6 +58,28 @@ class BlobSource(Protocol):
 
     def head(self, key: str) -> KeyInfo:
         """See :class:`ObjectStore`."""
+
+
+class Moment:
+    """When something happened, in seconds of ``time.monotonic``: noted by the thread where it does, for who waits for that thread."""
+
+    __slots__ = ("at",)
+
+    def __init__(self) -> None:
+        """It has not."""
+        self.at: float | None = None
+
+    def note(self) -> None:
+        """It happens now."""
+        self.at = time.monotonic()
+
+
+@runtime_checkable
+class FirstBytes(Protocol):
+    """What a store may give besides: when an answer began, which tells latency from bandwidth."""
+
+    def get_noting(self, key: str, byte_range: ByteRange, first: Moment) -> Buffer:
+        """Return what ``get`` returns, and note when the first of it was there, where that is known and worth knowing."""
 
 
 class ObjectStore(Protocol):
@@ -119,6 +142,11 @@ def blob_key(hex_digest: str) -> str:
 def pack_key(hex_digest: str) -> str:
     """Key of a pack: named by the BLAKE3 of its bytes as stored."""
     return f"packs/{hex_digest}"
+
+
+def profile_key(manifest_hex: str, name: str) -> str:
+    """Key of a pointer to a profile of an image; with an empty name, what the keys of all of them begin with."""
+    return f"profiles/{manifest_hex}/{name}"
 
 
 def ref_key(name: str, tag: str) -> str:

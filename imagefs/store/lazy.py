@@ -11,7 +11,7 @@ from typing import Final, overload
 
 from imagefs.digest import Buffer
 from imagefs.errors import ImageFSError
-from imagefs.store.base import ByteRange, KeyInfo, ObjectStore
+from imagefs.store.base import ByteRange, FirstBytes, KeyInfo, Moment, ObjectStore
 from imagefs.store.opening import open_store
 
 RETRY_SECONDS: Final = 1.0
@@ -61,6 +61,11 @@ class LazyStore:
     def get(self, key: str, byte_range: ByteRange | None = None) -> Buffer:
         """See the protocol."""
         return self._opened().get(key, byte_range)
+
+    def get_noting(self, key: str, byte_range: ByteRange, first: Moment) -> Buffer:
+        """See :class:`~imagefs.store.base.FirstBytes`; of a store that does not know, nothing is noted."""
+        store = self._opened()
+        return store.get_noting(key, byte_range, first) if isinstance(store, FirstBytes) else store.get(key, byte_range)
 
     def get_versioned(self, key: str) -> tuple[bytes, str]:
         """See the protocol."""

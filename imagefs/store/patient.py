@@ -5,7 +5,7 @@ For what is read a few times a mount (refs, manifests, indexes). Packs come thro
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final, TypeVar, overload
 
 from imagefs.digest import Buffer
@@ -38,6 +38,10 @@ class PatientReads:
     def head(self, key: str) -> KeyInfo:
         """See the protocol."""
         return self._persist(lambda: self._store.head(key))
+
+    def list(self, prefix: str) -> Iterator[KeyInfo]:
+        """See the protocol. All of it is read before the first key is given: for what has a few hundred keys at most."""
+        return iter(self._persist(lambda: [*self._store.list(prefix)]))
 
     def _persist(self, call: Callable[[], _T]) -> _T:
         backoff = _FIRST

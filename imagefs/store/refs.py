@@ -8,6 +8,7 @@ import datetime
 import difflib
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -70,6 +71,21 @@ def read(store: ObjectStore, ref: Ref) -> RefDocument:
     return _read(store, ref)[0]
 
 
+def read_versioned(store: ObjectStore, ref: Ref) -> tuple[RefDocument, str]:
+    """Return what a ref holds, and its version for :func:`move`. ``NotFoundError`` names the nearest refs."""
+    return _read(store, ref)
+
+
+def version_of(store: ObjectStore, ref: Ref) -> str | None:
+    """Return a ref's version for :func:`move`, whatever it holds; None if it is not there."""
+    try:
+        if store.head(ref.key).size > _REF_MAX:
+            raise IntegrityError(f"ref {ref} is longer than {_REF_MAX} bytes", hint="`imagefs rm` removes it")
+        return store.get_versioned(ref.key)[1]
+    except NotFoundError:
+        return None
+
+
 def _read(store: ObjectStore, ref: Ref) -> tuple[RefDocument, str]:
     try:
         # Before it is read: a bound that is checked afterwards bounds nothing.
@@ -102,8 +118,7 @@ def resolve(store: ObjectStore, text: str) -> str:
 
 def publish(store: ObjectStore, ref: Ref, manifest: str) -> None:
     """Point ``ref`` at a manifest that is in the store. The last writer wins; none is lost halfway."""
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-    document = msgspec.json.encode(RefDocument(manifest, now), order="sorted") + b"\n"
+    document = _document(manifest)
     for attempt in range(_TRIES):
         try:
             if store.head(ref.key).size > _REF_MAX:
@@ -118,6 +133,25 @@ def publish(store: ObjectStore, ref: Ref, manifest: str) -> None:
                 raise
         else:
             return
+
+
+def move(store: ObjectStore, ref: Ref, manifest: str, *, version: str | None) -> None:
+    """Point ``ref`` at a manifest that is in the store if it still has ``version`` (None: if it is absent), else leave it.
+
+    ``ConflictError`` if somebody else was faster, unless he did the same.
+    """
+    try:
+        store.replace(ref.key, _document(manifest), version=version)
+    except ConflictError as error:
+        with suppress(NotFoundError, IntegrityError, UnsupportedError):
+            if read(store, ref).manifest == manifest:
+                return
+        raise ConflictError(f"{ref} was changed by somebody else meanwhile: it was left as it is now", hint="run it again") from error
+
+
+def _document(manifest: str) -> bytes:
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    return msgspec.json.encode(RefDocument(manifest, now), order="sorted") + b"\n"
 
 
 def remove(store: ObjectStore, ref: Ref) -> str:

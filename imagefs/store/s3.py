@@ -23,7 +23,7 @@ from botocore.exceptions import ClientError
 
 from imagefs.digest import Buffer
 from imagefs.errors import AccessError, ConflictError, ImageFSError, NotFoundError, StoreError, UsageError
-from imagefs.store.base import MARKER_KEY, ByteRange, KeyInfo
+from imagefs.store.base import MARKER_KEY, ByteRange, KeyInfo, Moment
 from imagefs.store.s3_errors import FAILURES, code_of, explain, is_outdated, status_of
 from imagefs.store.s3_ranges import exactly
 from imagefs.store.s3_session import Connection, Prepared
@@ -80,12 +80,19 @@ class S3Store:
 
     def get(self, key: str, byte_range: ByteRange | None = None) -> Buffer:
         """See :meth:`ObjectStore.get <imagefs.store.base.ObjectStore.get>`."""
-        name = self._name(key)
         if byte_range is None:
             return self.get_versioned(key)[0]
+        return self._range(key, byte_range, None)
+
+    def get_noting(self, key: str, byte_range: ByteRange, first: Moment) -> Buffer:
+        """See :class:`~imagefs.store.base.FirstBytes`."""
+        return self._range(key, byte_range, first)
+
+    def _range(self, key: str, byte_range: ByteRange, first: Moment | None) -> Buffer:
         # The one place that chooses: obstore first, and boto3 for what it cannot answer.
+        name = self._name(key)
         ranges = self._connection.ranges()
-        data = ranges.get(name, byte_range) if ranges else None
+        data = ranges.get(name, byte_range, first) if ranges else None
         if data is not None:
             return data
         return self._ask("GetObject", key, lambda client: exactly(client, self._place.bucket, name, byte_range))

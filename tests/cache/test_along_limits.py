@@ -8,6 +8,7 @@ import pytest
 import trio
 
 from imagefs.cache import along, neighbours
+from imagefs.cache.decode import Work
 from imagefs.cache.fetcher import Fetcher
 from imagefs.cache.layout import WINDOW, ObjectRecord, Part, parts_of
 from imagefs.cache.pieces import Decoder, Failures, Frames
@@ -91,9 +92,9 @@ def test_what_comes_along_with_a_miss_in_an_object_of_a_few_frames_is_charged_an
     decoded: list[int] = []
     decode = Decoder.decode
 
-    def spy(self: Decoder, data: memoryview, start: int, frames: Frames) -> Failures:
+    def spy(self: Decoder, data: memoryview, start: int, frames: Frames, work: Work | None = None) -> Failures:
         decoded.extend(frame.offset for _, frame in frames)
-        return decode(self, data, start, frames)
+        return decode(self, data, start, frames, work)
 
     monkeypatch.setattr(Decoder, "decode", spy)
 

@@ -24,6 +24,7 @@ class Place:
     store_deadline: float = 30.0
     metrics_listen: str | None = None
     scrub_days: float = 7.0
+    complete_bytes_per_second: int = 0
 
     def __post_init__(self) -> None:
         """Make the store."""
@@ -39,6 +40,7 @@ class Place:
             store_deadline=self.store_deadline,
             mode="fuse",
             scrub_days=self.scrub_days,
+            complete_bytes_per_second=self.complete_bytes_per_second,
             log_level="info",
             metrics_listen=self.metrics_listen,
         )

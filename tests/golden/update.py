@@ -1,23 +1,30 @@
-"""``python -m tests.golden.update``: record the golden image's digests anew, after a change of the format that was meant."""
+"""``python -m tests.golden.update``: record the golden images' digests anew, after a change of format or layout that was meant."""
 
 import json
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from tests.golden.image import GOLDEN, golden_digests
+from tests.golden import image, optimized
 from tests.system.world import World
 
 
 def main() -> None:
-    """Write the file, and say whether anything changed."""
+    """Write the files, and say whether anything changed."""
+    _write(image.GOLDEN, image.golden_digests)
+    _write(optimized.GOLDEN, optimized.optimized_digests)
+
+
+def _write(golden: Path, digests: Callable[[World, Path], dict[str, Any]]) -> None:
     with tempfile.TemporaryDirectory(prefix="imagefs-golden-") as scratch:
         world = World(Path(scratch) / "world")
-        text = json.dumps(golden_digests(world, Path(scratch)), indent=2) + "\n"
+        text = json.dumps(digests(world, Path(scratch)), indent=2) + "\n"
         world.close()
-    changed = not GOLDEN.exists() or GOLDEN.read_text() != text
-    GOLDEN.write_text(text)
-    sys.stdout.write(f"{GOLDEN}: {'changed' if changed else 'as it was'}\n")
+    changed = not golden.exists() or golden.read_text() != text
+    golden.write_text(text)
+    sys.stdout.write(f"{golden}: {'changed' if changed else 'as it was'}\n")
 
 
 if __name__ == "__main__":

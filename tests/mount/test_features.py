@@ -15,14 +15,26 @@ from imagefs import syscalls
 from imagefs.errors import MountError
 from imagefs.mount import features
 from imagefs.mount.bind import unmount
-from imagefs.mount.features import DATA_LAYERS, EROFS, FUSE_DEVICE, MOUNTING, ON_TOP, VERITY, Feature, KernelMode, probe, probe_verity
+from imagefs.mount.features import (
+    DATA_LAYERS,
+    EROFS,
+    FUSE_DEVICE,
+    MOUNTING,
+    ON_TOP,
+    VERITY,
+    WATCHING,
+    Feature,
+    KernelMode,
+    probe,
+    probe_verity,
+)
 from imagefs.mount.kernel import Backing
 from tests.mount.kernel_place import descriptors, kernel_or_skip, loop_devices, mount_lines, names
 from tests.system.world import missing, wait_until
 
 _MS_BIND = 4096
 _MS_SHARED = 1 << 20
-_NAMES = [MOUNTING, FUSE_DEVICE, EROFS, DATA_LAYERS, ON_TOP]
+_NAMES = [MOUNTING, FUSE_DEVICE, EROFS, DATA_LAYERS, ON_TOP, WATCHING]
 
 
 @pytest.fixture
@@ -240,7 +252,7 @@ def test_what_a_user_may_not_do_is_said(tmp_path: Path, command: list[str], numb
     first, second = done.stdout.splitlines()
     assert first == f"False|None|mounting: {reason}: Operation not permitted"
     assert hint in second.split("|")[0]
-    assert second.split("|")[1] == str(["not tried"] * 3)
+    assert second.split("|")[1] == str(["not tried"] * 4)
     assert names(tmp_path) == []
 
 

@@ -11,7 +11,7 @@ from imagefs.mount import features
 from imagefs_cli.doctor import _kernel_mode
 from tests.mount.kernel_place import kernel_or_skip, names
 
-_LINES = ["mounting", "EROFS", "data-only layers", "overlay on top", "kernel mode", "fs-verity"]
+_LINES = ["mounting", "EROFS", "data-only layers", "overlay on top", "watching opens", "kernel mode", "fs-verity"]
 
 
 def test_each_feature_has_a_line_and_the_whole_one(tmp_path: Path) -> None:

@@ -35,13 +35,17 @@ class Request:
 
 @dataclass(slots=True)
 class Reply:
-    """``sent`` bytes of the body are sent, then the connection ends; ``until`` is waited for after that. ``raw`` replaces it all."""
+    """``sent`` bytes of the body are sent, then the connection ends; ``until`` is waited for after that, ``pause`` amid the body.
+
+    ``raw`` replaces it all.
+    """
 
     status: int = 200
     body: bytes = b""
     headers: dict[str, str] = field(default_factory=dict)
     sent: int | None = None
     until: threading.Event | None = None
+    pause: threading.Event | None = None
     raw: bytes = b""
 
 
@@ -100,7 +104,13 @@ class FakeS3:
                     self.send_header(name, value)
                 self.end_headers()
                 if self.command != "HEAD":
-                    self.wfile.write(reply.body[: reply.sent])
+                    body = reply.body[: reply.sent]
+                    if reply.pause is not None:
+                        self.wfile.write(body[: len(body) // 2])
+                        self.wfile.flush()
+                        reply.pause.wait(30)
+                        body = body[len(body) // 2 :]
+                    self.wfile.write(body)
                     self.wfile.flush()
                 if reply.until is not None:
                     reply.until.wait(30)

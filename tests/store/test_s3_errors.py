@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 import pytest
 from botocore.config import Config
 
+from imagefs.digest import Buffer
 from imagefs.errors import (
     AccessError,
     ConflictError,
@@ -21,12 +22,13 @@ from imagefs.errors import (
     StoreFullError,
     UsageError,
 )
-from imagefs.store import s3_session, s3_upload
-from imagefs.store.base import ByteRange
+from imagefs.store import s3_ranges, s3_session, s3_upload
+from imagefs.store.base import ByteRange, Moment
 from imagefs.store.opening import open_store
 from imagefs.store.s3 import S3Store
 from tests.store.conftest import OWN
 from tests.store.fake_s3 import FakeS3, Reply, Request, error
+from tests.system.world import wait_until
 from tests.weed import Weed
 
 Aws = Callable[[Mapping[str, str]], None]
@@ -37,6 +39,12 @@ RANGE = ByteRange(2, 8)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses between the tries of a write are shown by what is asked, not by waiting for them."""
     monkeypatch.setattr(s3_upload, "_FIRST_PAUSE", 0.001)
+
+
+@pytest.fixture(autouse=True)
+def noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is noted of large answers is noted of those here."""
+    monkeypatch.setattr(s3_ranges, "_NOTED", 1)
 
 
 def on(method: str, reply: Callable[[], Reply] | Reply, times: int = 1_000) -> Callable[[Request], Reply | None]:
@@ -141,11 +149,36 @@ def _part(content_range: str, body: bytes = b"234567", **rest: object) -> Reply:
         (_part("bytes 2-7/10", sent=0), StoreError),
     ],
 )
-def test_a_range_is_whole_or_an_error(fake: FakeS3, faked: S3Store, reply: Reply, expected: type[ImageFSError]) -> None:
+@pytest.mark.parametrize("noting", [False, True])
+def test_a_range_is_whole_or_an_error(fake: FakeS3, faked: S3Store, reply: Reply, expected: type[ImageFSError], noting: bool) -> None:
     fake.before = on("GET", reply)
     with pytest.raises(expected) as caught:
-        faked.get("packs/a", RANGE)
+        ranged(faked, noting=noting)
     assert type(caught.value) is expected
+
+
+def ranged(store: S3Store, *, noting: bool) -> Buffer:
+    """Get a range, and have it noted when it begins to come, or not."""
+    return store.get_noting("packs/a", RANGE, Moment()) if noting else store.get("packs/a", RANGE)
+
+
+def test_it_is_noted_when_a_large_answer_begins(fake: FakeS3, faked: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    faked.put_if_absent("packs/a", b"0123456789")
+    small, large = Moment(), Moment()
+    monkeypatch.setattr(s3_ranges, "_NOTED", len(b"234567") + 1)
+    assert faked.get_noting("packs/a", RANGE, small) == b"234567"
+    assert small.at is None
+    monkeypatch.setattr(s3_ranges, "_NOTED", len(b"234567"))
+    rest = threading.Event()
+    fake.before = on("GET", _part("bytes 2-7/10", pause=rest))
+    got: list[Buffer] = []
+    getting = threading.Thread(target=lambda: got.append(faked.get_noting("packs/a", RANGE, large)))
+    getting.start()
+    wait_until(lambda: large.at is not None, "the first byte")
+    assert not got
+    rest.set()
+    getting.join(10)
+    assert got == [b"234567"]
 
 
 def test_what_is_cut_off_is_not_returned(fake: FakeS3, faked: S3Store) -> None:
@@ -161,20 +194,19 @@ def test_a_range_that_obstore_cannot_have_is_asked_of_boto3(fake: FakeS3, faked:
 
 
 @pytest.mark.parametrize("sent", [0, 3])
-@pytest.mark.parametrize("byte_range", [None, RANGE])
-def test_a_server_that_goes_silent(
-    fake: FakeS3, aws: Aws, monkeypatch: pytest.MonkeyPatch, sent: int, byte_range: ByteRange | None
-) -> None:
+@pytest.mark.parametrize("way", ["whole", "range", "noting"])
+def test_a_server_that_goes_silent(fake: FakeS3, aws: Aws, monkeypatch: pytest.MonkeyPatch, sent: int, way: str) -> None:
     monkeypatch.setattr(s3_session, "READ_SECONDS", 0.3)
     monkeypatch.setattr(s3_session, "_SETTINGS", s3_session._SETTINGS.merge(Config(read_timeout=0.3)))
     store = open_store("s3://bucket/p", create=True)
+    assert isinstance(store, S3Store)
     store.put_if_absent("packs/a", b"0123456789")
     over = threading.Event()
-    silent = Reply(206 if byte_range else 200, b"234567", _FULL | {"Content-Range": "bytes 2-7/10"}, sent=sent, until=over)
+    silent = Reply(200 if way == "whole" else 206, b"234567", _FULL | {"Content-Range": "bytes 2-7/10"}, sent=sent, until=over)
     before = len(fake.requests)
     fake.before = on("GET", silent)
     with pytest.raises(DeadlineError, match="no answer"):
-        store.get("packs/a", byte_range)
+        store.get("packs/a") if way == "whole" else ranged(store, noting=way == "noting")
     assert len(fake.requests) == before + 1, "silence is waited out once"
     over.set()
     store.close()

@@ -1,8 +1,6 @@
 """``imagefs convert``."""
 
-import contextlib
 import os
-from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -10,9 +8,10 @@ import click
 
 from imagefs_cli import output
 from imagefs_cli.options import Invocation, command, complete_source
+from imagefs_cli.progress import progress_bar
 
 if TYPE_CHECKING:
-    from imagefs.convert.convert import ConvertReport, Progress
+    from imagefs.convert.convert import ConvertReport
 
 
 @command("convert", short_help="Convert a container image into the store.")
@@ -43,7 +42,7 @@ def convert_command(invocation: Invocation, source: str, ref: str, jobs: int | N
     settle_converter()
     store = invocation.store(create=True)
     try:
-        with _progress(invocation) as progress:
+        with progress_bar(invocation) as progress:
             jobs = jobs or len(os.sched_getaffinity(0))
             report = convert(source, name, store, jobs=jobs, level=level, platform=platform, progress=progress)
     finally:
@@ -68,23 +67,3 @@ def _print(report: "ConvertReport") -> None:
             ("seconds", f"{sum(v for k, v in report.seconds.items() if '.' not in k):.1f}"),
         ]
     )
-
-
-@contextlib.contextmanager
-def _progress(invocation: Invocation) -> "Iterator[Callable[[Progress], None] | None]":
-    """Show a bar while a person is watching; cost nothing otherwise."""
-    if invocation.wants_json or not output.on_terminal():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-    from rich.progress import Progress as Bar
-
-    columns = (TextColumn("{task.description:8}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("read", total=None)
-
-        def show(progress: "Progress") -> None:
-            bar.update(task, description=progress.stage, completed=progress.done, total=progress.total or None)
-
-        yield show

@@ -53,10 +53,7 @@ def _age(text: str) -> str:
         seconds = (datetime.datetime.now(datetime.UTC) - then).total_seconds()
     except (ValueError, TypeError):
         return "?"
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{max(seconds, 0):.0f} s"
+    return output.age(seconds)
 
 
 @command("inspect", short_help="Show one image in full.")

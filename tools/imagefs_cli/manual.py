@@ -19,6 +19,7 @@ SETTINGS: Final[Mapping[str, str]] = {
     "cache_bytes": "bound of the SSD tier, such as `200GiB`; 0: as much as there is room",
     "cache_floor": "what the SSD tier leaves free on its file system; by default a twentieth of it, 10 GiB at most",
     "scrub_days": "days within which all of the SSD tier is read and verified, in the background; 0: never",
+    "complete_bytes_per_second": "what of mounted images is not here comes in the background, this much a second, such as `10MiB`; 0: not",
     "store_deadline": "seconds after which a read stops waiting for the store",
     "mode": "how images are mounted: `kernel`, `fuse`, or `auto`: kernel mode where that works",
     "log_level": "the least severe event that the daemon logs",
@@ -198,7 +199,7 @@ def errors_page() -> str:
     lines += ["| exit code | class | errno | when |", "|---|---|---|---|", "| 0 | | | done |"]
     lines += [f"| {code} | `{kind}` | {number} | {text} |" for code, kind, number, text in _error_rows()]
     lines += [f"| {code} | | | {text} |" for code, text in EXITS.items()]
-    lines += ["", "`imagefs doctor` ends with 1 if this host lacks something that this version needs."]
+    lines += ["", "`imagefs doctor` ends with 1 if this host lacks something that this version needs, `imagefs diff` if the images differ."]
     return "\n".join(lines) + "\n"
 
 

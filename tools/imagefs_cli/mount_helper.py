@@ -72,6 +72,10 @@ def _read(wanted: Wanted, text: str, *, sloppy: bool) -> None:
             wanted.fields["upper"] = value
         elif option in {"dev", "suid"}:
             wanted.fields[option] = True
+        elif option == "norecord":
+            wanted.fields["record"] = False
+        elif name == "profile-label" and value:
+            wanted.fields["label"] = value
         elif option in {"nodev", "nosuid"}:
             wanted.fields[option.removeprefix("no")] = False
         elif not (_WITHOUT_EFFECT.fullmatch(option) or option == "ro" or _OF_OTHERS.fullmatch(option) or sloppy):

@@ -1,12 +1,24 @@
-"""``imagefs mount`` and ``imagefs umount``. On the way of every container start: imports the client and nothing heavier."""
+"""``imagefs mount``, ``umount`` and ``prefetch``. On the way of every container start: imports the client and nothing heavier."""
+
+from typing import Final
 
 import click
 
 from imagefs_cli import output
 from imagefs_cli.options import Invocation, command, complete_directory, complete_ref
 
+WAIT: Final = "--wait-prefetch"
 
-@command("mount", short_help="Mount an image.")
+
+class _Mount(click.Command):
+    """Takes ``--wait-prefetch`` with a value behind ``=`` and without one: what follows it otherwise is the image."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Give it the value that it has without one."""
+        return super().parse_args(ctx, [f"{WAIT}=1" if word == WAIT else word for word in args])
+
+
+@command("mount", kind=_Mount, short_help="Mount an image.")
 @click.argument("ref", shell_complete=complete_ref)
 @click.argument("mountpoint", shell_complete=complete_directory)
 @click.option("--mode", type=click.Choice(["auto", "kernel", "fuse"]), help="How it is served; auto: kernel mode where that works.")
@@ -15,21 +27,50 @@ from imagefs_cli.options import Invocation, command, complete_directory, complet
 @click.option("--suid", is_flag=True, help="Let set-user-id programs of the image work (kernel mode).")
 @click.option("--foreground", is_flag=True, help="Stay until it is unmounted or interrupted, and unmount then.")
 @click.option("--no-prefetch", is_flag=True, help="Fetch nothing before it is read.")
+@click.option(
+    WAIT,
+    "wait",
+    metavar="[=SHARE]",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    help="Return when so much (0 to 1; by default all) of what the image's profile names is on this host, or no more of it comes.",
+)
 @click.option("--no-record", is_flag=True, help="Do not record what is read.")
+@click.option("--profile-label", metavar="LABEL", default="", help="Record under this name: of programs that are started alike.")
 def mount_command(
-    invocation: Invocation, ref: str, mountpoint: str, *, mode: str | None, upper: str | None, foreground: bool, **options: bool
+    invocation: Invocation,
+    ref: str,
+    mountpoint: str,
+    *,
+    mode: str | None,
+    upper: str | None,
+    foreground: bool,
+    profile_label: str,
+    wait: float,
+    **options: bool,
 ) -> None:
     """Mount image REF at MOUNTPOINT, an empty directory; returns when it serves.
 
-    REF is NAME[:TAG], NAME@DIGEST or a digest. Only the index is brought to the host; content comes when it is read. A daemon is started
-    if there is none.
+    REF is NAME[:TAG], NAME@DIGEST or a digest. Only the index is brought to the host; content comes when it is read, and what earlier
+    starts have read comes by itself. A daemon is started if there is none.
     """
     from imagefs.daemon import client
 
-    # --no-prefetch and --no-record: this version does neither.
     config = invocation.config()
     place = client.absolute(upper) if upper else ""
-    result = client.mount(config, ref=ref, mountpoint=mountpoint, mode=mode, upper=place, dev=options["dev"], suid=options["suid"])
+    result = client.mount(
+        config,
+        ref=ref,
+        mountpoint=mountpoint,
+        mode=mode,
+        upper=place,
+        dev=options["dev"],
+        suid=options["suid"],
+        record=not options["no_record"],
+        label=profile_label,
+        prefetch=not options["no_prefetch"],
+        wait=wait,
+    )
     if (mode or config.mode) == "auto" and not invocation.wants_json:
         output.say(f"{result['mode']} mode: {result['reason']}")
     if invocation.wants_json:
@@ -61,6 +102,28 @@ def _stay(invocation: Invocation, mountpoint: str) -> None:
             return
         if not any(mount["mountpoint"] == place for mount in mounts):
             return
+
+
+@command("prefetch", short_help="Bring what an image's starts read to this host.")
+@click.argument("ref", shell_complete=complete_ref)
+@click.option("--wait", is_flag=True, help="Return when it is here, or no more of it comes.")
+def prefetch_command(invocation: Invocation, ref: str, wait: bool) -> None:
+    """Make this host warm for image REF, without mounting it: its index, and what its profile names, come to the SSD tier.
+
+    The profile is what earlier starts have read, or those of an image that is much like it. A daemon is started if there is none, and ends
+    when it is done.
+    """
+    from imagefs.daemon import client
+
+    result = client.prefetch(invocation.config(), ref=ref, wait=wait)
+    if invocation.wants_json:
+        output.print_json(result)
+    elif not wait:
+        output.say(f"{ref}: the index is here, and what its profile names is coming")
+    elif result["profile_bytes"]:
+        output.say(f"{ref}: {result['prefetched']:.0%} of {output.size(result['profile_bytes'])} are here")
+    else:
+        output.say(f"{ref}: the index is here; there is no profile of it")
 
 
 @command("umount", short_help="Unmount an image.")

@@ -79,14 +79,14 @@ def GLOBAL_OPTIONS() -> list[click.Option]:  # noqa: N802 - reads as the constan
 JSON_OPTION_HELP = "Print one JSON document and nothing else."
 
 
-def command(name: str, **attributes: Any) -> Callable[[Callable[..., object]], click.Command]:
+def command(name: str, kind: type[click.Command] = click.Command, **attributes: Any) -> Callable[[Callable[..., object]], click.Command]:
     """Make a function a command that takes the global options and ``--json`` beside its own.
 
     The function gets the :class:`Invocation` first.
     """
 
     def decorate(function: Callable[..., object]) -> click.Command:
-        made = click.Command(
+        made = kind(
             name,
             callback=click.pass_obj(function),
             context_settings={"help_option_names": ["-h", "--help"]},

@@ -44,6 +44,14 @@ def size(count: float) -> str:
     return f"{count:.1f} TB"
 
 
+def age(seconds: float) -> str:
+    """Say how long ago something was to a person: ``3 h``."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"
+
+
 def say(text: str) -> None:
     """Tell a person something that is not the result."""
     click.echo(plain(text), err=True)
