@@ -260,17 +260,22 @@ class DiskTier:
 
     async def _round(self) -> None:
         try:
-            self._writing = True
-            try:
-                await self._write()
-            finally:
-                self._writing = False
-            if self._hurried or trio.current_time() >= self._commit_at():
-                await self._commit()
-                await self._make_room()
+            # What a step has taken, from the queue or of what is to be sealed, is nowhere else: a cancellation between its threads loses it.
+            with trio.CancelScope(shield=True):
+                await self._step()
         except (OSError, ImageFSError) as error:
             self._refused(error)
             await trio.sleep(COMMIT_SECONDS)
+
+    async def _step(self) -> None:
+        self._writing = True
+        try:
+            await self._write()
+        finally:
+            self._writing = False
+        if self._hurried or trio.current_time() >= self._commit_at():
+            await self._commit()
+            await self._make_room()
 
     async def _write(self) -> None:
         """Write one batch."""

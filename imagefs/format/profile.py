@@ -84,8 +84,9 @@ class Key(NamedTuple):
     @classmethod
     def of(cls, argv: Sequence[str] = (), label: str = "", gpu: str = "") -> "Key":
         """Make a key of anything: cut, lines as one, and with U+FFFD for what cannot be printed."""
-        entry = " ".join(" ".join(argv).split())
-        return cls(_clean(entry, MAX_ENTRY), _clean(label, MAX_LABEL), _clean(gpu, MAX_LABEL))
+        # What is cut may end between two words.
+        entry = _clean(" ".join(" ".join(argv).split()), MAX_ENTRY).rstrip()
+        return cls(entry, _clean(label, MAX_LABEL), _clean(gpu, MAX_LABEL))
 
     def matches(self, wanted: "Key") -> bool:
         """Say whether starts of this key are wanted: of exactly that label, and of that entry and GPU where those are given."""

@@ -149,6 +149,31 @@ def test_what_is_just_being_written_is_not_settled(bench: Bench, monkeypatch: py
     bench.run(body)
 
 
+def test_what_is_being_written_when_the_tier_is_to_end_is_written(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end comes while small objects are written: what was taken from the queue together with them is written, too."""
+    write_small = Folders.write_small
+    begun, go_on = threading.Event(), threading.Event()
+    large = noise(MIB, 2)
+
+    def slow(folders: Folders, name: bytes, data: bytes) -> bool:
+        begun.set()
+        assert go_on.wait(20)
+        return write_small(folders, name, data)
+
+    monkeypatch.setattr(Folders, "write_small", slow)
+
+    async def body(tier: DiskTier) -> None:
+        where, data = shared([noise(1000)])
+        assert tier.land(where, 0, data)
+        assert tier.land(place(large), 0, large)
+        await until(begun.is_set)
+        # The tier's task is cancelled before it can hear that the thread is done.
+        go_on.set()
+
+    bench.run(body)
+    assert set(bench.files("objects")) == {digest_of(noise(1000)).hex(), digest_of(large).hex()}
+
+
 def test_what_was_found_damaged_lands_again_at_once(bench: Bench) -> None:
     contents = [noise(1000, seed) for seed in range(2)]
 

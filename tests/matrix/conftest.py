@@ -20,7 +20,9 @@ Results = Callable[[str, str], dict[str, Seen]]
 def _scenario_of(item: pytest.Item) -> tuple[object, object]:
     """Return the fault and the mode of the scenario that a test looks at, if it does."""
     params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-    return params.get("fault"), params.get("mode")
+    found = params.get("fault"), params.get("mode")
+    # Others have parameters of that name too.
+    return found if all(isinstance(part, str) for part in found) else (None, None)
 
 
 @pytest.fixture(scope="session")
