@@ -70,7 +70,7 @@ class Ahead:
         return self._prefetch.content if self._prefetch is not None else 0
 
     def begin(self, image: Image) -> None:
-        """Follow the profile, of an image that is about to be mounted."""
+        """Follow the profile, of an image that is mounted."""
         self._prefetch = self._owner.begin(image, self)
 
     async def mounted(self, image: Image, wait: float) -> None:

@@ -187,13 +187,13 @@ class Service:
         ahead = self.prefetching.ahead_of(manifest, request) if self.prefetching is not None and request.prefetch else None
         image = await self._open(manifest)
         shown_before = image.name.encode() in self.sources.forest.by_name
-        if ahead is not None:
-            ahead.begin(image)
         record, reason = await self.mounter.mount(image, request, mountpoint)
         recording = Recording(on=False)
         if self.recorder is not None:
             recording = await self.recorder.begin(image, record, wanted=request.record, label=request.label, shown_before=shown_before)
         if ahead is not None:
+            # When what is fetched can be recorded.
+            ahead.begin(image)
             await ahead.mounted(image, request.wait)
         self.log.info("mounted", mountpoint=record.mountpoint, manifest=manifest, ref=record.ref, slot=record.slot)
         return {
