@@ -260,7 +260,7 @@ class DiskTier:
 
     async def _round(self) -> None:
         try:
-            # What a step has taken, of the queue or of what is to be sealed, is nowhere else: cancelled between its threads it would be lost.
+            # What a step has taken, of the queue or of what is to be sealed, is nowhere else: cancelled halfway it would be lost.
             with trio.CancelScope(shield=True):
                 await self._step()
         except (OSError, ImageFSError) as error:

@@ -93,7 +93,7 @@ class Stage:
         """Mount in a new directory, or in the one that an earlier try left."""
         point = self.world.root / name
         point.mkdir(exist_ok=True)
-        # What a cell reads is to be where its column says: nothing is fetched ahead because of another column's start, nor recorded for one.
+        # What a cell reads is to be where its column says: nothing is fetched ahead because another column has recorded a start.
         self.command("mount", ref, point, "--no-prefetch", "--no-record")
         return point
 

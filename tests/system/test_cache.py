@@ -55,6 +55,7 @@ def test_a_host_mounts_again_and_serves_with_the_store_gone(world: World) -> Non
     point = world.mount()
     for name in ("big", "small/7"):
         assert (point / name).read_bytes() == FILES[name]
+    settled(world)
     world.umount(point)
     away = world.store.rename(world.root / "away")
     point = world.mount()
