@@ -18,7 +18,7 @@ def noise(size: int, seed: int) -> bytes:
     return b"".join(seed.to_bytes(4, "little") + number.to_bytes(4, "little") * 3 for number in range(size // 16 + 1))[:size]
 
 
-FILES = {"big": noise(9 * MIB + 5, 1), "medium": noise(700_000, 2), **{f"small/{n}": noise(3000 + n, 100 + n) for n in range(50)}}
+FILES = {"big": noise(9 * MIB + 5, 1), "medium": noise(1_500_000, 2), **{f"small/{n}": noise(3000 + n, 100 + n) for n in range(50)}}
 
 
 @pytest.fixture
