@@ -27,10 +27,10 @@ from imagefs.cache.gets import Kind
 from imagefs.cache.lacking import Lacking
 from imagefs.cache.layout import Lookup, ObjectRecord
 from imagefs.cache.link import Link
-from imagefs.cache.pieces import Frames
-from imagefs.cache.planner import GET_MAX
+from imagefs.cache.pieces import Frames, Tag
+from imagefs.cache.planner import GET_MAX, Run
 from imagefs.cache.prefetch_plan import GAP, Plan, Step, steps_of
-from imagefs.cache.prefetch_trust import Trust
+from imagefs.cache.prefetch_trust import GET_COST, Trust
 from imagefs.cache.ram import RamCache
 from imagefs.cache.slab import AHEAD, IN_FLIGHT, MISSING, Slab
 from imagefs.cache.store_reads import StoreReads
@@ -42,6 +42,9 @@ SOON: Final = 5000
 
 HELD: Final = 4
 """The share of the RAM tier that may be fetched, unread, and nowhere else: more of it would be pushed out again before it is read."""
+
+DECODING: Final = 64 * 1024 * 1024
+"""Bytes of content that are under way or wait to be decoded, at most, for more to be asked for: the cores may be slower than the link."""
 
 PATIENCE: Final = 120.0
 """Seconds without a GET after which a prefetch that is not over ends: what has not been needed by then is fetched when it is read."""
@@ -71,7 +74,8 @@ class Prefetch:
         self._news = trio.Event()
         self._complete = False
         self._ended = False
-        # Bytes as stored and of content under way; content of the plan that was handed out; content that only RAM may have.
+        # What is under way, as GETs count; of content, under way or being decoded, of the plan that was handed out, and that only RAM may
+        # have.
         self._moving = self._coming = self._taken = self._held = 0
         # Where the program is, in the profile's milliseconds, and since when.
         self._at = 0
@@ -165,7 +169,9 @@ class Prefetch:
         rare = not shared and owner.link.is_idle and not self._moving
         look, limit = max(_LOOK_MIN, min(_LOOK_MAX, 2 * trust.window)), max(_GET_MIN, min(trust.window // 2, GET_MAX))
         steps = self._plan.peek(look, limit=limit, until=until, rare=rare)
-        if not steps or (self._moving and self._moving + sum(step.stored for step in steps) > trust.window):
+        if not steps or self._coming > DECODING:
+            return False
+        if self._moving and self._moving + GET_COST + sum(step.stored for step in steps) > trust.window:
             return False
         if not self._has_room(sum(step.length for step in steps)):
             return False
@@ -174,12 +180,11 @@ class Prefetch:
         wanted, asked = self._mark(steps)
         if wanted:
             flights = owner.flights.depart(wanted, demand=False, gap=GAP, kind=Kind.PROFILE)
-            stored = sum(run.end - run.start for run, _ in flights)
             content = sum(frame.length for _, frame in wanted)
-            self._moving += stored
+            self._moving += sum(_cost(run) for run, _ in flights)
             self._coming += content
             self._held += content
-            owner.nursery.start_soon(self._bring, flights, wanted, asked, stored, content)
+            owner.nursery.start_soon(self._bring, flights, wanted, asked, content)
         return True
 
     def _has_room(self, content: int) -> bool:
@@ -206,21 +211,32 @@ class Prefetch:
             raise
         return wanted, asked
 
-    async def _bring(self, flights: list[Flight], wanted: Frames, steps: list[Step], stored: int, content: int) -> None:
+    async def _bring(self, flights: list[Flight], wanted: Frames, steps: list[Step], content: int) -> None:
         owner, came = self._owner, list[bool]()
+        left = sum(_cost(run) for run, _ in flights)
+
+        def arrived(flight: Flight) -> None:
+            nonlocal left
+            (run, ticket), now = flight, trio.current_time()
+            left -= _cost(run)
+            self._moving -= _cost(run)
+            # Of the link alone: what waits for its turn, or to be decoded, says nothing of how long a reader's GET would take.
+            if ticket.took:
+                self._trust.arrived(_cost(run), now - ticket.took, now, owner.link.latency())
+            self._tell()
+
         try:
             async with trio.open_nursery() as nursery:
-                await owner.store.bring(flights, nursery, came)
+                await owner.store.bring(flights, nursery, came, arrived)
         finally:
-            self._moving -= stored
+            # Of a GET that could not be sent nobody tells that it has arrived.
+            self._moving -= left
             self._coming -= content
             self._tell()
         lacking = {part.frames[piece] for (part, piece), _ in wanted if part.slab is not None and part.slab.state[piece] == MISSING}
-        arrived = sum(frame.length for (part, piece), frame in wanted if part.frames[piece] not in lacking)
-        owner.counters.profile_bytes += arrived
+        owner.counters.profile_bytes += sum(frame.length for (part, piece), frame in wanted if part.frames[piece] not in lacking)
         if all(came):
-            # Of the link alone: what waits to be decoded says nothing of how long a reader's GET would take.
-            self._trust.arrived(stored, len(wanted), max(ticket.took for _, ticket in flights), owner.link.latency())
+            self._trust.fetched(len(wanted))
         else:
             self._again = trio.current_time() + _AGAIN
         if lacking:
@@ -267,6 +283,11 @@ class Prefetch:
     def _reached(self, at: int) -> None:
         if at >= self._at:
             self._at, self._since = at, trio.current_time()
+
+
+def _cost(run: Run[Tag]) -> int:
+    """Return what a GET counts of what may be under way."""
+    return run.end - run.start + GET_COST
 
 
 class Prefetches:

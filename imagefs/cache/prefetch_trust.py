@@ -23,13 +23,16 @@ LEAST: Final = 1 * MIB
 MOST: Final = 64 * MIB
 """Bytes as stored that are under way at once, at first, at least, and at most: the last is 1 GB/s for 64 ms."""
 
+GET_COST: Final = 128 * 1024
+"""What a GET counts beside its bytes: a hundred small ones keep a store and two cores as busy as a large one."""
+
 SLACK: Final = 0.1
 """Seconds that what is sent may take longer than a small GET."""
 
-ENOUGH: Final = 8
+ENOUGH: Final = 4
 """Frames that readers must have missed, of which the profile knew nothing, before it is doubted."""
 
-UNSEEN: Final = 16
+UNSEEN: Final = 64
 _LATE: Final = 128
 """Frames that readers have wanted after which what they wanted before counts half."""
 
@@ -39,12 +42,14 @@ _LATENCY: Final = 0.05  # as long as it is not known
 class Trust:
     """What is known of one profile."""
 
-    __slots__ = ("_doubted", "_fetched", "_known", "_unknown", "window")
+    __slots__ = ("_cut", "_doubted", "_fetched", "_known", "_unknown", "window")
 
     def __init__(self) -> None:
         """Begin with some trust."""
         self.window = START
         """Bytes as stored that may be under way."""
+        # When it was cut last because of the link.
+        self._cut = float("-inf")
         # In frames, the latter two those of late.
         self._fetched = 0
         self._known = 0
@@ -56,17 +61,24 @@ class Trust:
         """Whether nothing more is to be fetched as things are."""
         return self._doubted
 
-    def arrived(self, stored: int, frames: int, seconds: float, latency: float | None) -> None:
-        """Note that so many bytes as stored, and frames, came because the profile names them, and were ``seconds`` on the link.
+    def fetched(self, frames: int) -> None:
+        """Note that so many frames were fetched because the profile names them."""
+        self._fetched += frames
+
+    def arrived(self, stored: int, sent: float, now: float, latency: float | None) -> None:
+        """Note that a GET of so many bytes, which was sent at ``sent``, is there at ``now``; both in seconds.
 
         ``latency`` is the link's, in seconds; None if it is not known.
         """
-        self._fetched += frames
+        if sent < self._cut:
+            # It was sent when more was under way than now, and says nothing of how that is.
+            return
         good = (_LATENCY if latency is None else latency) + SLACK
-        if seconds <= good:
+        if now - sent <= good:
             self.window = min(MOST, self.window + stored)
         else:
-            self.window = max(LEAST, int(self.window * max(0.5, good / seconds)))
+            self.window = max(LEAST, int(self.window * max(0.5, good / (now - sent))))
+            self._cut = now
 
     def known(self, frames: int) -> None:
         """Note that a reader wanted frames that the profile knows: that were fetched because of it, or would have been."""

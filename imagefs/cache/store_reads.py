@@ -6,6 +6,7 @@ frame of a flight is demand if the flight is. What does not live here: how a GET
 """
 
 import os
+from collections.abc import Callable
 
 import trio
 
@@ -16,6 +17,10 @@ from imagefs.cache.link import Link, Ticket
 from imagefs.cache.pieces import Decoder, Failures, Frames, chunked, key_of
 from imagefs.errors import DeadlineError, ImageFSError, IntegrityError, StoreError
 from imagefs.store.base import ByteRange, pack_key
+
+
+def _nobody(_flight: Flight) -> None:
+    """Tell nobody."""
 
 
 class StoreReads:
@@ -31,25 +36,30 @@ class StoreReads:
         self._decodes = {demand: trio.CapacityLimiter(max(2, os.cpu_count() or 1)) for demand in (True, False)}
         self._decoder = Decoder()
 
-    async def bring(self, flights: list[Flight], nursery: trio.Nursery, came: list[bool]) -> None:
-        """Bring runs into their slabs, by tasks of ``nursery``, and add for each whether its GET succeeded to ``came``."""
+    async def bring(
+        self, flights: list[Flight], nursery: trio.Nursery, came: list[bool], arrived: Callable[[Flight], None] = _nobody
+    ) -> None:
+        """Bring runs into their slabs, by tasks of ``nursery``, and add for each whether its GET succeeded to ``came``.
+
+        ``arrived`` is told of each whose GET has its bytes, or has none, before they are decoded.
+        """
         # Tasks that are started at once run in any order, and what is wanted last would take a place at the gate from what is wanted
         # first. So each GET starts the one behind it, and prefetch lets the demand go ahead that was started with it.
         flight, *others = flights
         if not flight[1].demand:
             await trio.lowlevel.checkpoint()
         if others:
-            nursery.start_soon(self.bring, others, nursery, came)
-        came.append(await self._bring(flight))
+            nursery.start_soon(self.bring, others, nursery, came, arrived)
+        came.append(await self._bring(flight, arrived))
 
-    async def _bring(self, flight: Flight) -> bool:
+    async def _bring(self, flight: Flight, arrived: Callable[[Flight], None]) -> bool:
         """Bring one run; return whether its GET succeeded. Whatever happens, no piece of it stays in flight."""
         until = trio.current_time() + self._deadline
         error: ImageFSError = DeadlineError(f"the store did not answer within {self._deadline:g} s")
         came = False
         try:
             with trio.move_on_at(until):
-                await self._get(flight, until)
+                await self._get(flight, until, arrived)
                 came = True
         except ImageFSError as found:
             error = found
@@ -58,7 +68,7 @@ class StoreReads:
         self._flights.abandon(flight, error)
         return came
 
-    async def _get(self, flight: Flight, until: float) -> None:
+    async def _get(self, flight: Flight, until: float, arrived: Callable[[Flight], None]) -> None:
         run, ticket = flight
         record = run.frames[0][0][0].record
         key = pack_key(record.lookup.objects.pack(run.pack).digest.hex())
@@ -68,6 +78,8 @@ class StoreReads:
             # The pack is shorter than it should be; but for the last frames, what is there can still be read.
             await self._get_one_by_one(key, run.frames, ticket, until)
             return
+        finally:
+            arrived(flight)
         wrong: Failures = []
         if ticket.get is not None:
             ticket.get.has_arrived()

@@ -77,7 +77,7 @@ def test_a_start_that_was_seen_before_hardly_waits_and_moves_nothing_twice(maker
     assert bench.moved() == [1] * 40
     assert len(bench.store.gets) < 10
     counters = bench.counters
-    assert counters.profile_bytes == counters.profile_used_bytes == 39 * 100 * KIB, "the first one its reader has asked for"
+    assert counters.profile_bytes == counters.profile_used_bytes >= 37 * 100 * KIB, "the first ones their readers have asked for"
     assert counters.prefetch_bytes == counters.prefetch_used_bytes == counters.profile_bytes
 
 

@@ -9,8 +9,8 @@ from imagefs.cache.prefetch_trust import ENOUGH, LEAST, MIB, MOST, SLACK, START,
 LATENCY = 0.02
 
 
-def arrive(trust: Trust, stored: int, seconds: float = LATENCY, frames: int = 0) -> None:
-    trust.arrived(stored, frames, seconds, LATENCY)
+def arrive(trust: Trust, stored: int, seconds: float = LATENCY, *, sent: float = 0.0) -> None:
+    trust.arrived(stored, sent, sent + seconds, LATENCY)
 
 
 def test_more_and_more_may_be_under_way_while_it_arrives_in_time() -> None:
@@ -26,10 +26,23 @@ def test_more_and_more_may_be_under_way_while_it_arrives_in_time() -> None:
 @pytest.mark.parametrize("rate", [10e6, 40e6, 200e6, 400e6])
 def test_on_any_link_there_is_as_much_under_way_as_it_brings_in_a_moment(rate: float) -> None:
     trust = Trust()
-    for _ in range(200):
-        stored = trust.window // 2
-        arrive(trust, stored, LATENCY + trust.window / rate)
+    for moment in range(200):
+        arrive(trust, trust.window // 2, LATENCY + trust.window / rate, sent=10.0 * moment)
     assert trust.window == LEAST or 0.5 < trust.window / (rate * SLACK) < 2
+
+
+def test_of_what_was_under_way_together_one_cuts_it() -> None:
+    trust = Trust()
+    for _ in range(10):
+        arrive(trust, START)
+    before = trust.window
+    for number in range(10):
+        trust.arrived(MIB, 5.0, 6.0 + number, LATENCY)
+    assert trust.window == before // 2
+    trust.arrived(MIB, 5.9, 5.95, LATENCY)
+    assert trust.window == before // 2, "nor does it grow by what was sent before"
+    trust.arrived(MIB, 6.0, 6.02, LATENCY)
+    assert trust.window == before // 2 + MIB
 
 
 def test_each_frame_that_is_missed_and_not_known_halves_it() -> None:
@@ -62,8 +75,8 @@ def test_what_both_programs_begin_with_is_no_reason_to_go_on() -> None:
 @pytest.mark.parametrize("fetched", [400, 2000])
 def test_a_few_misses_say_nothing_where_much_was_fetched_that_the_kernel_may_read_by_itself(fetched: int) -> None:
     trust = Trust()
-    arrive(trust, 100 * MIB, frames=fetched)
-    for _ in range(min(fetched // UNSEEN, 80) - 1):
+    trust.fetched(fetched)
+    for _ in range(fetched // UNSEEN - 1):
         trust.unknown(1)
         assert not trust.is_doubted
 
@@ -81,9 +94,12 @@ def test_doubt_ends_when_the_program_comes_to_what_the_profile_knows() -> None:
 @given(st.lists(st.tuples(st.sampled_from(["arrived", "known", "unknown"]), st.integers(0, 64 * MIB), st.floats(0, 100)), max_size=100))
 def test_the_window_stays_within_its_bounds(story: list[tuple[str, int, float]]) -> None:
     trust = Trust()
+    now = 0.0
     for what, count, seconds in story:
         if what == "arrived":
-            trust.arrived(count, count >> 18, seconds, None if count % 2 else LATENCY)
+            trust.fetched(count >> 18)
+            trust.arrived(count, now, now + seconds, None if count % 2 else LATENCY)
+            now += seconds / 2
         elif what == "known":
             trust.known(count)
         else:
