@@ -15,7 +15,21 @@ from pathlib import Path
 from bench import constant_fs, images, many_files
 from bench.cost import bench_cost
 from bench.far import bench_crowd, bench_far, bench_far_import, bench_gets, bench_scale, bench_ssd
-from bench.harness import Product, Run, cpu_of, drop_caches, have_memory, import_torch, paired, read_through, scratch, seconds, timed, walk
+from bench.harness import (
+    FORGETFUL,
+    Product,
+    Run,
+    cpu_of,
+    drop_caches,
+    have_memory,
+    import_torch,
+    paired,
+    read_through,
+    scratch,
+    seconds,
+    timed,
+    walk,
+)
 from bench.kernel import bench_kernel
 from bench.kernel_many import bench_kernel_many
 from bench.kills import bench_kills
@@ -169,7 +183,7 @@ def bench_read(run: Run) -> None:
         for _ in range(run.runs):
             # Or it would come from SSD.
             product.run("cache", "clear")
-            with product.daemon(), product.mount("large:1") as point:
+            with product.daemon(), product.mount("large:1", *FORGETFUL) as point:
                 have_memory()
                 before = cpu_of(product)
                 elapsed = seconds(lambda: read_through(point / "large"))

@@ -10,7 +10,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from bench.far import FarProduct, far_server
-from bench.harness import Run, cpu_of, have_memory, read_through, scratch, seconds, timed
+from bench.harness import FORGETFUL, Run, cpu_of, have_memory, read_through, scratch, seconds, timed
 from imagefs.cache.gate import Ticket
 from tests import weed
 
@@ -57,7 +57,7 @@ def bench_cost(run: Run) -> None:
 def _cold(host: FarProduct, name: str, *, verified: bool) -> tuple[float, float]:
     """Wall seconds and the daemon's CPU seconds of a first read."""
     command = () if verified else (sys.executable, "-m", "bench.unverified")
-    with host.daemon(*command), host.mount("large:1") as point:
+    with host.daemon(*command), host.mount("large:1", *FORGETFUL) as point:
         have_memory()
         before = cpu_of(host)
         took = seconds(lambda: read_through(point / name))

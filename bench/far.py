@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bench import constant_fs, images
-from bench.harness import Product, Run, cpu_of, drop_caches, have_memory, import_torch, read_through, scratch, seconds, timed
+from bench.harness import FORGETFUL, Product, Run, cpu_of, drop_caches, have_memory, import_torch, read_through, scratch, seconds, timed
 from imagefs.cache.disk_index import DiskIndex, Figures, Row
 from imagefs.cache.disk_place import CachePlace
 from imagefs.digest import digest_of
@@ -60,7 +60,7 @@ def bench_far(run: Run) -> None:
         twice = 0
         for number in range(run.runs):
             host = FarProduct(tmp, server, link.url, f"host{number}")
-            with host.daemon(), host.mount("large:1") as point:
+            with host.daemon(), host.mount("large:1", *FORGETFUL) as point:
                 for name, found in shares.items():
                     have_memory()
                     link.forget()
@@ -73,7 +73,7 @@ def bench_far(run: Run) -> None:
         run.add("cold read, share of the link, a library", statistics.median(shares["library"]), "", 0.95, at_most=False)
         run.add("GETs that moved what another had, hedges apart", twice, "", 0)
         host = FarProduct(tmp, server, link.url, "crowd")
-        with host.daemon(), host.mount("large:1") as point:
+        with host.daemon(), host.mount("large:1", *FORGETFUL) as point:
             link.forget()
             _crowd(point / "library")
             moved = sum(request.sent for request in link.requests())
@@ -99,7 +99,7 @@ def bench_gets(run: Run) -> None:
         ratios, ours, theirs = [], [], []
         for number in range(run.runs):
             host = FarProduct(tmp, server, server.endpoint, f"host{number}")
-            with host.daemon(), host.mount("large:1") as point:
+            with host.daemon(), host.mount("large:1", *FORGETFUL) as point:
                 have_memory()
                 before = cpu_of(host)
                 wall = seconds(lambda: read_through(point / "library"))
@@ -129,7 +129,7 @@ def bench_far_import(run: Run) -> None:
         gets = 0
         for number in range(run.runs):
             host = FarProduct(tmp, server, link.url, f"host{number}")
-            with host.daemon(), host.mount("torch:1", "--no-prefetch", "--no-record") as point:
+            with host.daemon(), host.mount("torch:1", *FORGETFUL) as point:
                 link.forget()
                 times.append(import_torch(point))
                 moved.append(sum(request.sent for request in link.requests()))
@@ -149,7 +149,7 @@ def bench_ssd(run: Run) -> None:
         source.mkdir()
         size = images.large_file(source / "library")
         product.run("convert", f"dir:{source}", "large:1")
-        with product.daemon(), product.mount("large:1") as point:
+        with product.daemon(), product.mount("large:1", *FORGETFUL) as point:
             read_through(point / "library")
             product.run("cache", "verify")
         file = next(path for path in (tmp / "cache" / "objects").rglob("*") if path.is_file())
@@ -163,7 +163,7 @@ def _in_sequence(run: Run, product: Product, file: Path, through: Path) -> None:
     size = file.stat().st_size
     rates = []
     for _ in range(max(run.runs, 5)):
-        with product.daemon(), product.mount("large:1") as point:
+        with product.daemon(), product.mount("large:1", *FORGETFUL) as point:
             drop_caches()
             ours = seconds(lambda: read_through(point / "library"))  # called at once
             assert product.run("stats")["store_gets"] == 0
@@ -182,7 +182,7 @@ def _at_random(run: Run, product: Product, file: Path, through: Path) -> None:
     size = file.stat().st_size
     times = []
     for _ in range(run.runs):
-        with product.daemon(), product.mount("large:1") as point:
+        with product.daemon(), product.mount("large:1", *FORGETFUL) as point:
             drop_caches()
             mounted = _random(point / "library", size)
         drop_caches()
@@ -202,10 +202,10 @@ def bench_crowd(run: Run) -> None:
         for number in range(run.runs):
             for tier in ("RAM", "SSD"):
                 host = FarProduct(tmp, server, link.url, f"{tier}{number}")
-                with host.daemon(), host.mount("large:1") as point:
+                with host.daemon(), host.mount("large:1", *FORGETFUL) as point:
                     read_through(point / "library")
                     host.run("cache", "verify")
-                with host.daemon(), host.mount("large:1") as point:
+                with host.daemon(), host.mount("large:1", *FORGETFUL) as point:
                     # Each frame is read once of those that SSD has; RAM has all of them after a first round.
                     steps = {"RAM": (range(40), range(40), range(40)), "SSD": (range(0), range(9), range(9, 18))}[tier]
                     _p99(point / "library", steps[0])

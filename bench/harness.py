@@ -126,6 +126,10 @@ def have_memory() -> None:
     timed(sys.executable, "-c", f"import mmap; mmap.mmap(-1, {_AT_HAND}, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).madvise({_POPULATE_WRITE})")
 
 
+#: What a mount is given that must be as cold as its host: no start of before may help it, and none is remembered.
+FORGETFUL = ("--no-prefetch", "--no-record")
+
+
 class Product:
     """An ImageFS of its own in a scratch directory: ``run`` is the command line with ``--json``, ``mount`` a context manager."""
 
