@@ -30,7 +30,7 @@ def bench_kernel_many(run: Run) -> None:
             _many_files(run, product)
             _at_once(run, product)
         with product.daemon():
-            with product.mount("torch:1") as point:
+            with product.mount("torch:1", "--no-record") as point:
                 become_native(product, point)
                 _readers(run, point, tmp / "ext4")
             _in_common(run, product)
@@ -57,7 +57,7 @@ def _p99(path: Path) -> float:
 def _in_common(run: Run, product: Product) -> None:
     """Import torch of one image, then of the other, and see what the second one adds."""
     objects = product.base / "cache" / "objects"
-    with product.mount("torch:1") as one, product.mount("torch:2") as two:
+    with product.mount("torch:1", "--no-record") as one, product.mount("torch:2", "--no-record") as two:
         for point in (one, two):
             become_native(product, point)
         on_disk = _disk_bytes(objects)

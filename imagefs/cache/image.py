@@ -20,7 +20,7 @@ from imagefs.store.base import BlobSource
 class Image:
     """A tree with its object map."""
 
-    __slots__ = ("_maps", "index_bytes", "manifest", "members", "moved", "name", "neighbours", "objects", "tree")
+    __slots__ = ("__weakref__", "_maps", "index_bytes", "manifest", "members", "moved", "name", "neighbours", "objects", "tree")
 
     def __init__(self, name: str, manifest: Manifest, tree: mmap.mmap, objects: mmap.mmap, moved: int) -> None:
         """``name`` is the manifest's hex digest; ``moved`` the bytes that came from the store to open it."""

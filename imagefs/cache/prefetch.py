@@ -86,7 +86,11 @@ class Prefetch:
 
     async def follow(self, accesses: Iterable[Access]) -> None:
         """Follow another profile from now on. Raises nothing that a profile could be the reason of."""
-        steps = await trio.to_thread.run_sync(steps_of, accesses, self.lookup.objects)
+        try:
+            steps = await trio.to_thread.run_sync(_steps_of, accesses, self.lookup)
+        except ImageFSError as error:
+            self._owner.log.error("prefetch_failed", manifest=self.lookup.name, error=error.message)  # noqa: TRY400 # a map is to blame
+            steps = []
         self._plan = Plan(steps)
         self._taken = 0
         self._sent = trio.current_time()
@@ -136,8 +140,6 @@ class Prefetch:
         log = self._owner.log
         try:
             with self._scope:
-                # What SSD has is told by its objects, and has to be known before anything is fetched.
-                await trio.to_thread.run_sync(self.lookup.members.build)
                 while not (self._complete and self._plan.is_over(rare=True)):
                     if self._send():
                         await trio.lowlevel.checkpoint()
@@ -283,6 +285,14 @@ class Prefetch:
     def _reached(self, at: int) -> None:
         if at >= self._at:
             self._at, self._since = at, trio.current_time()
+
+
+def _steps_of(accesses: Iterable[Access], lookup: Lookup) -> list[Step]:
+    """Return the steps, when it can be told what SSD has of them: that is by objects. Blocks. ``IntegrityError`` for an unsound map."""
+    steps = steps_of(accesses, lookup.objects)
+    if steps:
+        lookup.members.build()
+    return steps
 
 
 def _cost(run: Run[Tag]) -> int:

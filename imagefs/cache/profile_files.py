@@ -49,6 +49,7 @@ class ProfileFiles:
         self._folder = cache / PROFILES
         self._unusable = unusable
         self._is_told = False
+        self._written: dict[str, int] = {}
 
     def keep(self, manifest: str, samples: Iterable[Sample]) -> None:
         """Keep what the store has for an image, a sample for each key, in place of what was kept of it. Of too many keys the newest."""
@@ -67,6 +68,14 @@ class ProfileFiles:
         """Forget what could not be published: it has been, or something like it."""
         with contextlib.suppress(OSError):
             self._path(manifest, _LOCAL).unlink(missing_ok=True)
+        self._changed(manifest)
+
+    def written(self, manifest: str) -> int:
+        """Return a number that changes when this process changes what is kept of an image."""
+        return self._written.get(manifest, 0)
+
+    def _changed(self, manifest: str) -> None:
+        self._written[manifest] = self._written.get(manifest, 0) + 1
 
     def samples(self, manifest: str) -> list[Sample]:
         """Return all that is kept of an image. What this host recorded itself is newer than what the store said."""
@@ -125,6 +134,7 @@ class ProfileFiles:
                 temporary.rename(path)
             finally:
                 temporary.unlink(missing_ok=True)
+            self._changed(path.name.removesuffix(_LOCAL))
             self._forget_oldest()
         except OSError as error:
             self._tell(error)

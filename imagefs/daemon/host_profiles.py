@@ -4,10 +4,15 @@ Blocks: use it in threads. What does not live here: the files (``imagefs.cache.p
 (``imagefs.store.profiles``), and recording.
 """
 
+from typing import Final
+
 from imagefs.cache.profile_files import ProfileFiles
 from imagefs.format.profile import Key, Profile
 from imagefs.store.pointers import ProfileSource
 from imagefs.store.profiles import fetch_keys
+
+_MERGED_MAX: Final = 4
+"""Profiles that are remembered as they were merged: many mounts of one image ask for the same, and a large one has 4 MB."""
 
 
 class HostProfiles:
@@ -17,17 +22,30 @@ class HostProfiles:
         """``files`` are those of this host."""
         self._store = store
         self._files = files
+        # What was merged last, and how often the files were written before.
+        self._merged: dict[tuple[str, Key | None], tuple[int, Profile]] = {}
 
-    def kept(self, manifest: str, key: Key | None) -> Profile | None:
+    def kept(self, manifest: str, key: Key | None = None) -> Profile | None:
         """Return what this host has of an image, of all keys together if ``key`` is None."""
-        return self._files.load(manifest, key)
+        # Read first: what is written meanwhile is not in what is remembered.
+        written = self._files.written(manifest)
+        known = self._merged.get((manifest, key))
+        if known is not None and known[0] == written:
+            return known[1]
+        profile = self._files.load(manifest, key)
+        self._merged.pop((manifest, key), None)
+        if profile is not None:
+            for oldest in list(self._merged)[: max(0, len(self._merged) - _MERGED_MAX + 1)]:
+                self._merged.pop(oldest, None)
+            self._merged[manifest, key] = written, profile
+        return profile
 
     def fetch(self, manifest: str, key: Key | None) -> Profile | None:
         """Return what the store has of an image, with what this host could not publish; and keep it. Raises what the store does."""
         found = fetch_keys(self._store, manifest)
         if found:
             self._files.keep(manifest, found)
-        return self._files.load(manifest, key)
+        return self.kept(manifest, key)
 
     def recent(self) -> list[str]:
         """Return the manifests of which there are profiles here, the one that was used last first."""

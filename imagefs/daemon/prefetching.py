@@ -36,6 +36,9 @@ _STORE_SECONDS: Final = 30.0
 
 _FOLLOWED_MAX: Final = 16
 
+_NEWS_SECONDS: Final = 5.0
+"""A mount that follows another of the same image within so long does not look for a profile again: many may be made at once."""
+
 
 @dataclass(frozen=True, slots=True)
 class Followed:
@@ -54,6 +57,8 @@ class Ahead:
         self.manifest = manifest
         self.ref = request.ref
         self.key = Key(label=request.label) if request.label else None
+        self.looks = False
+        """Whether it is being looked for a profile: not if another request has just done so."""
         self._owner = owner
         self._prefetch: Prefetch | None = None
         # What this host has, then what the store has.
@@ -113,6 +118,7 @@ class Prefetching:
         # Images that are to be made warm, mounted or not.
         self._held: list[Ahead] = []
         self._followed: dict[str, Followed] = {}
+        self._asked: dict[tuple[str, Key | None], float] = {}
 
     def followed(self, manifest: str) -> Followed | None:
         """Return what an image's prefetch followed last, if that was not long ago."""
@@ -126,15 +132,25 @@ class Prefetching:
     def ahead_of(self, manifest: str, request: requests.Mount | requests.Prefetch) -> Ahead:
         """Begin to look for an image's profile, while its index comes."""
         ahead = Ahead(self, manifest, request)
-        self._nursery.start_soon(self._look, ahead)
+        now = trio.current_time()
+        self._asked = {asked: at for asked, at in self._asked.items() if now - at < _NEWS_SECONDS}
+        if (manifest, ahead.key) not in self._asked:
+            self._begin_to_look(ahead)
         return ahead
+
+    def _begin_to_look(self, ahead: Ahead) -> None:
+        self._asked[ahead.manifest, ahead.key] = trio.current_time()
+        ahead.looks = True
+        self._nursery.start_soon(self._look, ahead)
 
     def begin(self, image: Image, ahead: Ahead) -> Prefetch:
         """Fetch what is found, now and as it comes; join what is under way for that image."""
         running = self._prefetches.of(image.name)
-        if running is not None and not running.is_over:
+        if running is not None and not (running.is_over and ahead.looks):
             ahead.found.close()
             return running
+        if not ahead.looks:
+            self._begin_to_look(ahead)
         prefetch = self._prefetches.begin(image)
         self._nursery.start_soon(prefetch.run)
         self._nursery.start_soon(self._follow, image, prefetch, ahead)
@@ -191,7 +207,7 @@ class Prefetching:
                 if last is not None:
                     await self._take(image, prefetch, last)
                 stored = await ahead.found.receive()
-            if stored is not None and (last is None or not own or await self._ask(partial(is_news, stored, last), ahead)):
+            if stored is not None and (last is None or not own or await self._is_news(stored, last, ahead)):
                 origin, last = "store", stored
                 await self._take(image, prefetch, stored)
             if last is None:
@@ -205,6 +221,9 @@ class Prefetching:
             pass
         finally:
             prefetch.complete()
+
+    async def _is_news(self, stored: Profile, kept: Profile, ahead: Ahead) -> bool:
+        return stored is not kept and bool(await self._ask(partial(is_news, stored, kept), ahead))
 
     async def _take(self, image: Image, prefetch: Prefetch, profile: Profile) -> None:
         await prefetch.follow(profile.accesses)

@@ -46,6 +46,10 @@ _LOOK_SECONDS: Final = 0.25
 
 _FAREWELL_SECONDS: Final = 2.0
 
+OF_IMAGE_MAX: Final = 4
+ALL_MAX: Final = 32
+"""Starts that are recorded at a time, of one image and of all: a host that begins a hundred containers learns nothing from the others."""
+
 _GPUS: Final = Path("/proc/driver/nvidia/gpus")
 
 
@@ -129,6 +133,9 @@ class Recorder:
 
     async def _begin(self, image: Image, record: MountRecord, *, label: str, shown_before: bool) -> Recording:
         self.unmounted(record.mountpoint)
+        recorded = [other for other in self._running.values() if not other.ended]
+        if len(recorded) >= ALL_MAX or sum(other.image.name == image.name for other in recorded) >= OF_IMAGE_MAX:
+            return Recording(on=False, why="enough other starts are being recorded now")
         watched, unwatched = None, ""
         if record.mode == KERNEL:
             try:
@@ -226,7 +233,7 @@ class Recorder:
     async def _finish(self, running: _Running) -> None:
         start = running.start
         start.stats = self._stats(running)
-        previous = await trio.to_thread.run_sync(self._previous, start.manifest)
+        previous = await trio.to_thread.run_sync(self._previous, start.manifest) if start.unseen else None
         cached = await trio.to_thread.run_sync(resident, self._cache, needed(start))
         for file, ranges in cached.items():
             for begin, end in ranges:
@@ -262,7 +269,7 @@ class Recorder:
                 "stored": followed.stored,
                 "key": profile.key._asdict(),
             }
-            start.profiled = _shares(profile)
+            start.profiled = _shares(profile, start)
         paths = paths_of(image.tree, start)
         document = start.document(ended, {file: _shown(path) for file, path in paths.items()})
         note_fetched(document, image.objects)
@@ -359,9 +366,12 @@ def _optimized(image: Image) -> dict[str, object] | None:
     return {"from": found.origin, "expected_gain": gain}
 
 
-def _shares(profile: Profile) -> dict[bytes, int]:
-    """Return in what share of starts each object is touched, at most."""
-    shares: dict[bytes, int] = {}
-    for access in profile.accesses:
-        shares[access.object] = max(access.share, shares.get(access.object, 0))
+def _shares(profile: Profile, start: Start) -> dict[bytes, int]:
+    """Return in what share of starts each object is touched, at most, of those that a Start has touched."""
+    touched = {key for key, _, _ in start.files if isinstance(key, bytes)}
+    columns, shares, at = profile.columns, dict[bytes, int](), 0
+    for name, count in zip(columns.names(), columns.counts, strict=True):
+        if name in touched:
+            shares[name] = max(columns.shares[at : at + count])
+        at += count
     return shares

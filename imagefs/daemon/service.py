@@ -14,7 +14,7 @@ import structlog
 import trio
 
 from imagefs import __version__
-from imagefs.cache.image import Image, open_image
+from imagefs.cache.image import Image
 from imagefs.cache.index import is_local
 from imagefs.cache.names import ResolvedNames
 from imagefs.config import Config
@@ -23,6 +23,7 @@ from imagefs.daemon.caching import CacheService
 from imagefs.daemon.inheriting import name_of
 from imagefs.daemon.looking import looked
 from imagefs.daemon.metrics import Sources
+from imagefs.daemon.opening import OpenImages
 from imagefs.daemon.prefetching import Prefetching
 from imagefs.daemon.recording import Recorder, Recording
 from imagefs.digest import is_hex_digest
@@ -32,16 +33,12 @@ from imagefs.mount.checks import canonical
 from imagefs.mount.table import FUSE, KERNEL, MountRecord
 from imagefs.store import refs
 from imagefs.store.base import ObjectStore
-from imagefs.store.patient import PatientReads
 
 _MAPPED_MAX: Final = 64 << 20
 """Bytes of mapped files that may count as this process's memory."""
 
 _RESOLVE_SECONDS: Final = 8.0
 """For how long the store is asked what a ref stands for, before what it stood for the last time counts."""
-
-_INDEX_GRACE: Final = 0.5
-"""Seconds that a try to bring an index may take longer than the store's deadline."""
 
 _T = TypeVar("_T")
 
@@ -97,6 +94,7 @@ class Service:
     stop: Callable[[], None]
     reload: Callable[[], Awaitable[None]]
     past: Past
+    images: OpenImages
     directory: Path
     auto_stop: bool
     started_at: float
@@ -185,7 +183,7 @@ class Service:
         mountpoint = str(await in_thread(canonical, request.mountpoint))
         manifest, offline = await self._resolve(request)
         ahead = self.prefetching.ahead_of(manifest, request) if self.prefetching is not None and request.prefetch else None
-        image = await self._open(manifest)
+        image, moved = await self.images.open(manifest)
         shown_before = image.name.encode() in self.sources.forest.by_name
         record, reason = await self.mounter.mount(image, request, mountpoint)
         recording = Recording(on=False)
@@ -205,7 +203,7 @@ class Service:
             "files": image.manifest.files,
             "bytes": image.manifest.bytes,
             "index_bytes": image.index_bytes,
-            "index_moved": image.moved,
+            "index_moved": moved,
             "offline": offline,
             **recording.as_dict(),
             "prefetched": ahead.share if ahead is not None else 0.0,
@@ -220,7 +218,7 @@ class Service:
             raise DaemonError("the daemon is stopping")
         manifest, _ = await self._resolve(request)
         ahead = self.prefetching.ahead_of(manifest, request)
-        image = await self._open(manifest)
+        image, moved = await self.images.open(manifest)
         ahead.warm(image)
         if request.wait:
             await ahead.done()
@@ -229,17 +227,10 @@ class Service:
             "ref": request.ref or manifest,
             "manifest": manifest,
             "index_bytes": image.index_bytes,
-            "index_moved": image.moved,
+            "index_moved": moved,
             "profile_bytes": ahead.content,
             "prefetched": ahead.share,
         }
-
-    async def _open(self, manifest: str) -> Image:
-        deadline = self.config.store_deadline
-        source = PatientReads(self.store, deadline)
-        with trio.move_on_after(deadline + _INDEX_GRACE):
-            return await in_thread(open_image, source, self.config.cache, manifest, abandon=True)
-        raise DeadlineError(f"the image's index did not come within {deadline + _INDEX_GRACE:g} s")
 
     async def _resolve(self, request: requests.Mount | requests.Prefetch) -> tuple[str, str]:
         """Return a manifest's hex digest, and if the store could not be asked for it, why not."""

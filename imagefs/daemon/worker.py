@@ -48,6 +48,7 @@ from imagefs.daemon.lifeline import Lifeline
 from imagefs.daemon.logging_setup import make_logger
 from imagefs.daemon.metrics import Sources, stats
 from imagefs.daemon.mounter import RootMounter
+from imagefs.daemon.opening import OpenImages
 from imagefs.daemon.prefetching import Prefetching
 from imagefs.daemon.prometheus import exposition
 from imagefs.daemon.publishing import publisher_of
@@ -353,6 +354,7 @@ class _Worker:
             self._stop,
             self._lifeline.reload,
             self._past,
+            OpenImages(self._store, self._role.config.cache, self._role.config.store_deadline),
             directory=self._role.directory,
             auto_stop=self._role.auto_stop or self._role.mountpoint is not None,
             started_at=time.time(),
@@ -382,7 +384,7 @@ class _Worker:
             cache=config.cache,
             counters=(self._counters, self._link_counters, self._start_counters),
             restarts=self._past.restarts,
-            previous=lambda manifest: known.load(manifest, None),
+            previous=profiles.kept,
             followed=prefetching.followed,
             log=self._log,
         )

@@ -61,6 +61,14 @@ def test_one_image_at_two_places_is_one(place: Place, image: str) -> None:
     client.umount(place.config, two)
 
 
+def test_many_mounts_at_once_open_the_image_once(place: Place, image: str) -> None:
+    points = [place.mountpoint(f"at-once-{number}") for number in range(8)]
+    with ThreadPoolExecutor(len(points)) as pool:
+        results = list(pool.map(lambda point: client.mount(place.config, mountpoint=point, ref="test"), points))
+    assert sorted(result["index_moved"] > 0 for result in results) == [False] * 7 + [True]
+    assert {result["manifest"] for result in results} == {image}
+
+
 def test_two_images_share_frames_in_ram(place: Place, image: str) -> None:
     maker = place.maker()
     maker.file("elsewhere/big", DATA)

@@ -14,6 +14,7 @@ import pytest
 import zstandard
 
 from imagefs.daemon import client
+from imagefs.daemon.recording import OF_IMAGE_MAX
 from imagefs.digest import digest_of
 from imagefs.errors import NotFoundError, UsageError
 from imagefs.format.accesses import GRAIN
@@ -225,6 +226,17 @@ def test_two_labels_in_fuse_mode_are_recorded_apart(place: Place, manifest: str)
     wait_until(lambda: len(list(listing(place.store, manifest))) == 4, "two recordings and a merge of each")
     labels = {row.pointer.key.label: row for row in listing(place.store, manifest) if row.pointer is not None}
     assert set(labels) == {"one", "two"}
+
+
+@pytest.mark.parametrize("mode", ["kernel", "fuse"])
+def test_of_many_mounts_of_one_image_a_few_are_recorded(place: Place, manifest: str, mode: str) -> None:
+    points = [_mount(place, manifest, mode, f"m{number}") for number in range(OF_IMAGE_MAX + 2)]
+    states = [_state(place, point) for point in points]
+    assert [state["recording"] for state in states] == [True] * OF_IMAGE_MAX + [False] * 2
+    assert "enough other starts" in states[-1]["recording_reason"]
+    _umount(place, points[0])
+    wait_until(lambda: client.stats(place.config)["starts_recorded"] == 1, "the first start to be over")
+    assert _state(place, _mount(place, manifest, mode, "next"))["recording"]
 
 
 def test_without_recording_there_is_none(place: Place, manifest: str) -> None:
