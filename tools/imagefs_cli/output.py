@@ -28,6 +28,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         click.echo(plain("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()))
 
 
+def short(text: str, most: int) -> str:
+    """Return ``text`` cut to ``most`` characters, with a mark where it was; who wants all of it asks for JSON."""
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
 def pairs(rows: Sequence[tuple[str, object]]) -> None:
     """Print names with their values."""
     width = max(len(name) for name, _ in rows)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from imagefs.store.base import ObjectStore
     from imagefs.store.pointers import PointerInfo
 
+_PROGRAM_WIDTH: Final = 48
+
 _SHOWN: Final = 40
 """Accesses that a person is shown, unless he asks for all."""
 
@@ -97,7 +99,7 @@ def _ls(invocation: Invocation, ref: str) -> None:
                 str(pointer.starts),
                 output.size(pointer.size),
                 output.age(now - info.recorded),
-                pointer.key.entry,
+                output.short(pointer.key.entry, _PROGRAM_WIDTH),
                 pointer.key.label,
             ]
         )
