@@ -106,7 +106,8 @@ class RootMounter:
             await self._call(path, check_mountpoint, path)
             slot = self._forest.by_name.get(image.name.encode())
             number = self._table.slot_for(image.name) if slot is None else slot.number
-            record = MountRecord(mountpoint, image.name, request.ref or image.name, number, mode, time.time())
+            ahead = request.prefetch, request.label
+            record = MountRecord(mountpoint, image.name, request.ref or image.name, number, mode, time.time(), *ahead)
             self._table.add(record)
             try:
                 if slot is None:

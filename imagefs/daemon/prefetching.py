@@ -11,7 +11,8 @@ All of it belongs to the trio thread; what blocks runs in threads. What does not
 where profiles are kept (``Profiles``).
 """
 
-from collections.abc import Callable, Collection
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, TypeVar
@@ -27,12 +28,15 @@ from imagefs.daemon.inheriting import KeptProfiles, Relatives, best_of, is_news
 from imagefs.errors import ImageFSError
 from imagefs.format import optimized
 from imagefs.format.profile import Key, Profile
+from imagefs.mount.table import MountRecord
 
 _T = TypeVar("_T")
 
 _STORE_SECONDS: Final = 30.0
 """For so long the store is waited for: by then a program has started."""
 
+_START_SECONDS: Final = 120.0
+"""So long after its mount a program may be starting."""
 
 _FOLLOWED_MAX: Final = 16
 
@@ -142,6 +146,13 @@ class Prefetching:
         self._asked[ahead.manifest, ahead.key] = trio.current_time()
         ahead.looks = True
         self._nursery.start_soon(self._look, ahead)
+
+    def resume(self, images: Mapping[int, Image], table: Iterable[MountRecord]) -> None:
+        """Go on with what the worker before this one was fetching for mounts that were made a moment ago."""
+        for record in table:
+            if record.prefetch and record.slot in images and time.time() - record.mounted_at < _START_SECONDS:
+                request = requests.Prefetch(ref=record.ref, label=record.label)
+                self.begin(images[record.slot], self.ahead_of(record.manifest, request))
 
     def begin(self, image: Image, ahead: Ahead) -> Prefetch:
         """Fetch what is found, now and as it comes; join what is under way for that image."""

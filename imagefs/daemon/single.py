@@ -68,7 +68,8 @@ class SingleMounter:
                 raise DeadlineError(f"the file system at {path} did not answer within {_CALL_SECONDS:g} s")
             if self._forest.alone is not None:
                 raise MountError("this daemon is ending", hint="try again")
-            record = MountRecord(mountpoint, image.name, request.ref or image.name, self._table.slot_for(image.name), FUSE, time.time())
+            slot, ahead = self._table.slot_for(image.name), (request.prefetch, request.label)
+            record = MountRecord(mountpoint, image.name, request.ref or image.name, slot, FUSE, time.time(), *ahead)
             self._table.add(record)
             try:
                 self._forest.add_alone(record.slot, image)

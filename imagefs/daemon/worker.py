@@ -376,6 +376,7 @@ class _Worker:
         completion = fetcher.completion(rate) if rate else None
         prefetching = Prefetching(nursery, fetcher.prefetches, profiles, relatives, completion=completion, log=self._log)
         service.prefetching = prefetching
+        prefetching.resume({slot.number: slot.image for slot in self._forest.slots.values()}, self._table)
         service.recorder = Recorder(
             nursery,
             reading,

@@ -27,7 +27,10 @@ _FORMAT: Final = 1
 
 
 class MountRecord(msgspec.Struct, frozen=True):
-    """One mount: where, which image (its manifest's hex digest), by which name it was asked for, since when (seconds since the epoch)."""
+    """One mount: where, which image (its manifest's hex digest), by which name it was asked for, since when (seconds since the epoch).
+
+    ``prefetch``: what a profile of starts with ``label`` names is fetched ahead.
+    """
 
     mountpoint: str
     manifest: str
@@ -35,6 +38,8 @@ class MountRecord(msgspec.Struct, frozen=True):
     slot: int
     mode: str
     mounted_at: float
+    prefetch: bool = False
+    label: str = ""
 
 
 class _Document(msgspec.Struct):

@@ -182,6 +182,24 @@ def test_a_worker_that_is_killed_leaves_readers_with_the_right_bytes(place: Plac
     assert image
 
 
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_next_worker_goes_on_with_a_start_if_that_was_wanted(place: Place, image: str, wanted: bool) -> None:
+    point, keeper = place.mountpoint(), place.mountpoint("keeper")
+    client.mount(place.config, mountpoint=keeper, ref="test", wait=1.0)
+    client.umount(place.config, keeper) if wanted else None
+    client.mount(place.config, mountpoint=point, ref="test", prefetch=wanted)
+    client.umount(place.config, keeper) if not wanted else None
+    # As if it had been killed before anything had come.
+    client.call(place.config, "cache", action="clear")
+    os.kill(client.status(place.config)["worker_pid"], signal.SIGKILL)
+    if wanted:
+        wait_until(lambda: client.stats(place.config)["profile_bytes"] == named(), "what the profile names to come again")
+    else:
+        (point / READ[0]).read_bytes()
+        assert client.stats(place.config)["profile_bytes"] == 0
+    assert image
+
+
 def test_an_unmount_in_the_middle_ends_it(place: Place, image: str) -> None:
     point = place.mountpoint()
     keeper = place.mountpoint("keeper")
