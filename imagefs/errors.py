@@ -16,6 +16,7 @@
       AccessError               exit 12  EACCES     this user may not do that
       DeadlineError             exit 13  ETIMEDOUT  a wait ran into its deadline (retryable)
       LimitError                exit 14  EFBIG      the input goes past a stated bound (a bomb, or a bound to raise)
+      EngineError               exit 15  EIO        what freezes and restores processes failed, or refused the program
 
 What this module promises: each class has an ``errno`` (what a FUSE reader gets), a process ``exit_code``
 unique in the tree, and ``retryable``. The message says what is wrong and ``hint`` what to do about it.
@@ -142,3 +143,10 @@ class LimitError(ImageFSError):
 
     errno = _errno.EFBIG
     exit_code = 14
+
+
+class EngineError(ImageFSError):
+    """What freezes and restores processes failed, or refused what the program has open."""
+
+    errno = _errno.EIO
+    exit_code = 15

@@ -1,0 +1,243 @@
+"""``python -m snapshotstore.agent MODULE:CLASS``: what runs in the sandbox, as the program that is frozen and restored.
+
+It makes the object, runs what is to be done once, says that it can be frozen, and waits. When it finds what a replica is to be, it becomes
+that one: it takes environment, secrets and names from the host, draws new random numbers, runs what is to be done after every restore,
+connects, and answers calls until the connection ends.
+
+Promises:
+
+- nothing of the host is open while it waits: it looks for a file in a directory that the host binds, every 10 ms, and opens the connection
+  when it has found one. So a clone whose directory is another one is another replica;
+- what it says is written whole or not at all, in the same directory: ``ready``, ``failed`` or ``serving`` in ``state.json``;
+- each hook has a deadline, and one that fails or takes too long is named.
+
+It is of the standard library alone, and of Python 3.8, because the image's own Python runs it. What does not live here: the other
+side of the connection, and what is reseeded (``snapshotstore.renewal``).
+
+The connection is a stream of frames in both directions: eight bytes that say how many follow, the first the most significant, and JSON.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Any, Callable, Iterator  # noqa: UP035 # of Python 3.8
+
+from snapshotstore import renewal
+from snapshotstore.app import App, Method, hooks_of, methods_of, settings_of
+
+FOLDER = "/run/imagefs/replica"
+"""Where the host binds a replica's directory."""
+
+REPLICA, STATE, ALIVE = "replica.json", "state.json", "alive"
+FRAME = struct.Struct(">Q")
+FRAME_MAX = 2 << 30
+
+_LOOK_SECONDS = 0.01
+_BEAT_SECONDS = 0.1
+
+
+class HookError(Exception):
+    """What is to run by itself failed, or took too long."""
+
+
+class HookTimeoutError(HookError):
+    """It took too long."""
+
+
+def main() -> None:
+    """Be the program. Ends with 0 when the host ends the connection, with 1 where a hook fails."""
+    target, folder = sys.argv[1], Path(sys.argv[2] if len(sys.argv) > 2 else FOLDER)
+    agent = Agent(folder)
+    threading.Thread(target=agent.beat, daemon=True, name="alive").start()
+    try:
+        service = agent.begin(target)
+        agent.say("ready")
+        agent.become(service, agent.wait())
+    except Exception as error:  # noqa: BLE001 # whatever it is, the host is told
+        traceback.print_exc()
+        agent.say("failed", error=described(error))
+        sys.exit(1)
+
+
+class Service:
+    """The object, and what is to be done around it."""
+
+    def __init__(self, app: App, instance: Any) -> None:
+        """``instance`` is of a class that the app has marked."""
+        self.app = app
+        self.instance = instance
+        self._methods = methods_of(type(instance))
+
+    def method(self, name: str) -> Method:
+        """Return the method of that name that may be called from elsewhere. ``AttributeError``."""
+        found = self._methods.get(name)
+        if found is None:
+            raise AttributeError(f"no method {name!r}: there are {', '.join(sorted(self._methods)) or 'none'}")
+        return found
+
+
+class Agent:
+    """See the module. ``folder`` is the replica's directory."""
+
+    def __init__(self, folder: Path) -> None:
+        """Do nothing yet."""
+        self._folder = folder
+
+    # -- what the host sees ---------------------------------------------------------------------------------------------------------
+
+    def say(self, state: str, **facts: Any) -> None:
+        """Write down where this program is: whole, or not at all."""
+        new = self._folder / ("." + STATE)
+        new.write_text(json.dumps(dict(facts, state=state, pid=os.getpid(), at=time.time())))
+        new.replace(self._folder / STATE)
+
+    def beat(self) -> None:
+        """Say that this program is alive, for as long as it is."""
+        path = self._folder / ALIVE
+        while True:
+            # Of a clone whose directory has gone nobody wants to know.
+            with contextlib.suppress(OSError):
+                path.write_text(str(time.time()))
+            time.sleep(_BEAT_SECONDS)
+
+    # -- before the snapshot --------------------------------------------------------------------------------------------------------
+
+    def begin(self, target: str) -> Service:
+        """Import the class, make the object, and do what is to be done once."""
+        module, _, name = target.partition(":")
+        kind = importlib.import_module(module)
+        for part in name.split("."):
+            kind = getattr(kind, part)
+        app, _ = settings_of(kind)  # type: ignore[arg-type] # whoever names something else is told
+        instance = kind()  # type: ignore[operator]
+        self._run(hooks_of(type(instance), on="enter", snap=True), instance)
+        for function, timeout in reversed(app.before):
+            _timed(function, timeout, getattr(function, "__qualname__", "a hook"))
+        return Service(app, instance)
+
+    def wait(self) -> dict[str, Any]:
+        """Wait until the host says what this replica is to be."""
+        path = self._folder / REPLICA
+        while True:
+            try:
+                found = json.loads(path.read_bytes())
+            except (FileNotFoundError, ValueError):
+                time.sleep(_LOOK_SECONDS)
+            else:
+                return dict(found)
+
+    # -- after it -------------------------------------------------------------------------------------------------------------------
+
+    def become(self, service: Service, replica: dict[str, Any]) -> None:
+        """Become the replica that the host describes, and answer it until it ends the connection.
+
+        ``replica`` has ``restored`` (whether this is a clone), ``environment``, ``secrets``, and ``socket``: a path.
+        """
+        os.environ.clear()
+        os.environ.update(replica["environment"])
+        os.environ.update(replica["secrets"])
+        if replica["restored"]:
+            renewal.renew()
+            for function, timeout in service.app.after:
+                _timed(function, timeout, getattr(function, "__qualname__", "a hook"))
+        self._run(hooks_of(type(service.instance), on="enter"), service.instance)
+        with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as connection:
+            connection.connect(replica["socket"])
+            self.say("serving")
+            serve(connection, service)
+        self._run(hooks_of(type(service.instance), on="exit"), service.instance)
+
+    @staticmethod
+    def _run(hooks: Iterator[tuple[str, float]], instance: Any) -> None:
+        for name, timeout in hooks:
+            _timed(getattr(instance, name), timeout, name)
+
+
+def _timed(function: Callable[[], Any], timeout: float, name: str) -> None:
+    def ring(_number: int, _frame: Any) -> None:
+        raise HookTimeoutError(f"{name} took longer than {timeout:g} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, timeout)
+    try:
+        function()
+    except HookTimeoutError:
+        raise
+    except Exception as error:
+        raise HookError(f"{name} failed: {described(error)['message']}") from error
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+# -- the connection -----------------------------------------------------------------------------------------------------------------------
+
+
+def serve(connection: socket.socket, service: Service) -> None:
+    """Answer calls, one after the other, until the other side ends the connection."""
+    while True:
+        request = receive(connection)
+        if request is None:
+            return
+        send(connection, answered(service, request))
+
+
+def answered(service: Service, request: dict[str, Any]) -> bytes:
+    """Call the method that a request names; return what is to be sent back: the answer, or what was raised."""
+    try:
+        method = service.method(request["method"])
+        result = method.function(service.instance, *request["args"], **request["named"])
+        return json.dumps({"result": result}).encode()
+    except Exception as error:  # noqa: BLE001 # it is the caller's
+        traceback.print_exc()
+        return json.dumps({"error": described(error)}).encode()
+
+
+def receive(connection: socket.socket) -> dict[str, Any] | None:
+    """Return the next frame's JSON; None at the end of the stream."""
+    head = _exactly(connection, FRAME.size)
+    if head is None:
+        return None
+    (length,) = FRAME.unpack(head)
+    if length > FRAME_MAX:
+        raise ValueError(f"a frame of {length} bytes: at most {FRAME_MAX} are taken")
+    body = _exactly(connection, length)
+    return None if body is None else dict(json.loads(body))
+
+
+def send(connection: socket.socket, body: bytes) -> None:
+    """Send one frame."""
+    connection.sendall(FRAME.pack(len(body)))
+    connection.sendall(body)
+
+
+def _exactly(connection: socket.socket, count: int) -> bytes | None:
+    buffer = bytearray(count)
+    view, at = memoryview(buffer), 0
+    while at < count:
+        got = connection.recv_into(view[at:])
+        if not got:
+            return None
+        at += got
+    return bytes(buffer)
+
+
+def described(error: BaseException) -> dict[str, str]:
+    """Return what a person is told of an exception."""
+    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    return {"type": type(error).__name__, "message": str(error) or type(error).__name__, "traceback": text}
+
+
+if __name__ == "__main__":
+    main()
