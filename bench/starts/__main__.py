@@ -7,6 +7,7 @@ keeps JSON only; --page FILE... writes the page from such files, the later over 
 import argparse
 import datetime
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +33,8 @@ def main() -> int:
     if options.page:
         _page([json.loads(path.read_text()) for path in options.page])
         return 0
+    # Whoever ends it keeps what was found so far.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     whole = not (options.workloads or options.systems or options.links)
     with place() as where:
         systems = every_system(where)
