@@ -88,7 +88,9 @@ class Along:
         record, number = part.record, part.frames[piece]
         left = reach
         # A part of a shared frame says where it is in that frame, and nothing of where in the object its reader is.
-        own = [(part.base, part.slab.bounds[piece : piece + 2]) for (part, piece), _ in missed if part.slab and part.name]
+        own = [
+            (part.base, part.slab.bounds[piece : piece + 2]) for (part, piece), _ in missed if part.slab and part.name == part.record.digest
+        ]
         if own and record.lookup.neighbours.is_large(number):
             half = reach // 2
             after = self._add(wanted, self._onward(record, max(base + end for base, (_, end) in own)), half, most)

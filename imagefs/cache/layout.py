@@ -182,7 +182,7 @@ class Part:
 
     def holes(self) -> Iterator[tuple[int, int]]:
         """Yield what of the file needs no bytes."""
-        return self.record.holes()
+        return self.record.holes() if self.name == self.record.digest else iter(())
 
     def digest(self, frame: FrameRow) -> bytes:
         """Return the digest of a piece that is ``frame``, or of the object that it is of that."""
@@ -308,6 +308,9 @@ def _add_extents(
         part = Part(slab, first + shift, last + shift, record, (frame,))
         if not frame_offset and row.length == length:
             part.name, part.size, part.base = record.digest, record.size, offset
+        elif not record.is_small:
+            # Pages of any number of snapshots: SSD has the frame, once, as what it is: an object of that digest.
+            part.name, part.size = row.digest, row.length
         parts.append(part)
 
 

@@ -17,7 +17,7 @@ from typing import Final
 
 from imagefs.errors import ImageFSError
 from imagefs.format import optimized
-from imagefs.format.manifest import Manifest
+from imagefs.format.manifest import IMAGE, Manifest
 from imagefs.format.objectmap import ObjectMap
 from imagefs.format.pack import FrameEntry
 from imagefs.store.base import ObjectStore, pack_key
@@ -93,7 +93,7 @@ def _bring(store: ObjectStore, scratch: Path, stumbled: threading.Event, name: s
     """Return a manifest, and the file below ``scratch`` that its object map was brought to; None if they cannot be had.
 
     The map of an optimized image is not brought: what that has beyond its origin is compressed at a level of its own, and would change the
-    result of a conversion at another one.
+    result of a conversion at another one. Nor is that of a snapshot, for the same reason.
 
     Once the store has ``stumbled`` it is not asked any more: what the other maps would save is not worth their waits.
     """
@@ -101,7 +101,7 @@ def _bring(store: ObjectStore, scratch: Path, stumbled: threading.Event, name: s
         return None
     try:
         manifest = get_manifest(store, name)
-        if optimized.read(manifest.annotations) is not None:
+        if manifest.kind != IMAGE or optimized.read(manifest.annotations) is not None:
             return manifest, None
         # Named by the image: several may have the same map.
         path = scratch / name

@@ -31,7 +31,7 @@ from imagefs.convert.stages import Clock, Progress
 from imagefs.digest import digest_of, is_hex_digest
 from imagefs.errors import IntegrityError, NotFoundError, UnsupportedError, UsageError
 from imagefs.format import optimized
-from imagefs.format.manifest import BlobName, Manifest
+from imagefs.format.manifest import IMAGE, BlobName, Manifest
 from imagefs.format.objectmap import ObjectMap
 from imagefs.format.optimized import LAYOUT, Optimized, Start
 from imagefs.format.profile import Profile, encode
@@ -236,13 +236,20 @@ def _target(store: ObjectStore, image: str, to: Ref | None) -> _Target:
             raise UsageError(f"{image} is a digest, which names one image for ever", hint="--to REF names the optimized one")
         ref = Ref.parse(image)
         document, version = read_versioned(store, ref)
-        return _Target(document.manifest, get_manifest(store, document.manifest), ref, version, document.manifest)
+        return _Target(document.manifest, _image(store, document.manifest), ref, version, document.manifest)
     name = resolve(store, image)
     there, named = version_of(store, to), ""
     if there is not None:
         with suppress(NotFoundError, IntegrityError, UnsupportedError):
             named = read(store, to).manifest
-    return _Target(name, get_manifest(store, name), to, there, named)
+    return _Target(name, _image(store, name), to, there, named)
+
+
+def _image(store: ObjectStore, name: str) -> Manifest:
+    found = get_manifest(store, name)
+    if found.kind != IMAGE:
+        raise UnsupportedError(f"a {found.kind} cannot be optimized: its frames are those of others too")
+    return found
 
 
 def _profile(find: FindProfile, image: str, name: str, origin: str) -> Profile:

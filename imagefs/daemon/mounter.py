@@ -24,6 +24,7 @@ from imagefs.daemon.kernel_mounts import KernelMounts
 from imagefs.daemon.requests import Mount
 from imagefs.daemon.service import in_thread
 from imagefs.errors import AccessError, DeadlineError, ImageFSError, MountError, UnsupportedError
+from imagefs.format.manifest import IMAGE
 from imagefs.format.objectmap import ObjectRow
 from imagefs.fuse.forest import Forest, Slot
 from imagefs.fuse.session import FuseSession
@@ -101,7 +102,7 @@ class RootMounter:
     async def mount(self, image: Image, request: Mount, mountpoint: str) -> tuple[MountRecord, str]:
         """Mount an image at ``mountpoint``, in kernel mode unless FUSE mode is asked for or all that works."""
         async with self._lock:
-            mode, reason = await self._mode(request)
+            mode, reason = await self._mode(request, image.manifest.kind)
             path = Path(mountpoint)
             await self._call(path, check_mountpoint, path)
             slot = self._forest.by_name.get(image.name.encode())
@@ -124,19 +125,22 @@ class RootMounter:
                 raise
             return record, reason
 
-    async def _mode(self, request: Mount) -> tuple[str, str]:
+    async def _mode(self, request: Mount, kind: str) -> tuple[str, str]:
         """Return in which mode to mount, and why."""
         if request.mode == FUSE:
             return FUSE, "asked for"
         try:
-            return KERNEL, await self._kernel_mode()
+            return KERNEL, await self._kernel_mode(kind)
         except ImageFSError as error:
             if _must_be_kernel(request):
                 raise
             return FUSE, error.message
 
-    async def _kernel_mode(self) -> str:
-        """Return by which means kernel mode works here; raise why it does not."""
+    async def _kernel_mode(self, kind: str) -> str:
+        """Return by which means kernel mode works here; raise why it does not, or must not be."""
+        if kind != IMAGE:
+            # What the kernel reads by itself nobody verifies, and whose memory this becomes runs what it says.
+            raise UnsupportedError(f"a {kind} is read through the daemon, which verifies each byte", hint="use --mode fuse")
         if self._kernel is None:
             raise UnsupportedError("kernel mode needs an SSD tier, and this daemon has none", hint="its log says why")
         found = await in_thread(self._kernel.mode)

@@ -21,6 +21,14 @@ MAX_MANIFEST: Final = 16 * 1024 * 1024
 MAX_DEPTH: Final = 64
 """Levels of arrays and objects in a manifest, at most."""
 
+IMAGE: Final = "image"
+"""The kind of what is made from a container image or a directory."""
+
+SNAPSHOT: Final = "snapshot"
+"""The kind of what holds the files of a checkpoint. It is read like any image."""
+
+KINDS: Final = frozenset({IMAGE, SNAPSHOT})
+
 HexDigest = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 SourceDigest = Annotated[str, msgspec.Meta(pattern=r"\A[a-z0-9]+(?:[.+_-][a-z0-9]+)*:[0-9A-Za-z=_-]{1,200}\Z")]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
@@ -56,7 +64,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """An image: its tree, its object map and what it came with.
 
     ``files`` counts what is no directory and ``bytes`` adds up the files' logical sizes, a hard link once; ``frame_size`` is the bytes of
-    content in a frame, at most. ``layers`` has the bottom one first.
+    content in a frame, at most. ``layers`` has the bottom one first. ``kind`` is one of ``KINDS``: who needs an image proper asks it.
     """
 
     tree: BlobName
@@ -68,7 +76,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     files: Count
     bytes: Count
     frame_size: Count
-    kind: str = "image"
+    kind: str = IMAGE
     format: int = MANIFEST_FORMAT
 
 
@@ -108,8 +116,11 @@ def decode(data: Buffer) -> Manifest:
         head = _head_decoder.decode(data)
         if head.format != MANIFEST_FORMAT:
             raise UnsupportedError(f"manifest format {head.format} is not known", hint="a newer version of ImageFS wrote it")
-        if head.kind != "image":
-            raise UnsupportedError(f"a manifest of kind {head.kind!r} cannot be used here", hint="this version knows the kind 'image'")
+        if head.kind not in KINDS:
+            raise UnsupportedError(
+                f"a manifest of kind {head.kind[:80]!r} cannot be used here",
+                hint=f"this version knows the kinds {', '.join(sorted(KINDS))}",
+            )
         manifest = _decoder.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise IntegrityError(f"not a manifest: {error}") from None

@@ -51,7 +51,7 @@ class Sandbox:
     """Its root file system: nothing below is ever written to."""
 
     state: Path
-    """A directory of its own on this host, 0700, for its writable layer and what the engine keeps. Empty before ``start`` or ``restore``."""
+    """A directory of its own on this host, 0700, for its writable layer and what the engine keeps. Empty before it starts."""
 
     output: Path
     """What its standard output and standard error are appended to, 0600."""

@@ -109,7 +109,6 @@ def test_ls_lists_merges_and_what_they_are_made_of(place: Place) -> None:
     assert all(name in said for name in found)
 
 
-
 def test_a_long_command_line_is_cut_for_people_alone(place: Place) -> None:
     long = "python " + "x" * 400
     publish(place.store, started(place, key=Key(long)))
@@ -117,6 +116,7 @@ def test_a_long_command_line_is_cut_for_people_alone(place: Place) -> None:
     assert max(map(len, lines)) < 160
     assert any(line.rstrip().endswith("x...") for line in lines)
     assert {row["key"]["entry"] for row in place.run("ls", "app:1")["profiles"]} == {long}
+
 
 def test_show_tells_paths_in_the_order_of_need(place: Place) -> None:
     publish(place.store, started(place))

@@ -12,6 +12,7 @@ import trio
 from imagefs.cache.starts import Facts, Start
 from imagefs.daemon import sightings
 from imagefs.daemon.sightings import follow_processes, sighted
+from tests.system.world import wait_until
 
 _MANIFEST = "ab" * 32
 
@@ -42,7 +43,9 @@ def test_a_thread_is_its_process() -> None:
 
 
 def test_arguments_are_kept_apart() -> None:
-    with subprocess.Popen(["sleep", "60", "--", "1", ""][:2]) as process:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        # Whoever has started it may go on a moment before the kernel has its new arguments.
+        wait_until(lambda: (seen := sighted(process.pid)) is not None and seen.arguments[-1:] == ["60"], "it to be that program")
         found = sighted(process.pid)
         process.kill()
     assert found is not None
