@@ -35,6 +35,7 @@ from bench.kernel_many import bench_kernel_many
 from bench.kills import bench_kills
 from bench.ranged_get import bench_ranged_get
 from bench.remembered import bench_far_starts
+from bench.snapshot_push import bench_push
 
 GB = 1e9
 
@@ -262,4 +263,5 @@ BENCHES: dict[str, Callable[[Run], None]] = {
     "kernel": bench_kernel,
     "kernel-many": bench_kernel_many,
     "kills": bench_kills,
+    "push": bench_push,
 }
