@@ -190,31 +190,31 @@ class PageIndex:
         """
         if 2 * self._count >= self._mask:
             self._resize(2 * (self._mask + 1))
-        slots, mask, prints = self._slots, self._mask, self.prints
-        slot: int = _WORD.unpack_from(name)[0] & mask
-        while entry := slots[slot]:
-            at = (entry - 1) * FINGERPRINT_SIZE
-            if prints[at : at + FINGERPRINT_SIZE] == name:
-                return entry - 1
-            slot = (slot + 1) & mask
+        slot = self._slot(name)
+        if entry := self._slots[slot]:
+            return entry - 1
         at = position * FINGERPRINT_SIZE
-        if at < len(prints):
-            prints[at : at + FINGERPRINT_SIZE] = name
+        if at < len(self.prints):
+            self.prints[at : at + FINGERPRINT_SIZE] = name
             if self._count < PAGES_MAX:
-                slots[slot] = position + 1
+                self._slots[slot] = position + 1
                 self._count += 1
         return position
 
     def find(self, name: bytes) -> int:
         """Return the position of the page with this fingerprint, or -1."""
+        return self._slots[self._slot(name)] - 1
+
+    def _slot(self, name: bytes) -> int:
+        """Return the slot of this fingerprint, or the free one where it would be."""
         slots, mask, prints = self._slots, self._mask, self.prints
         slot: int = _WORD.unpack_from(name)[0] & mask
         while entry := slots[slot]:
             at = (entry - 1) * FINGERPRINT_SIZE
             if prints[at : at + FINGERPRINT_SIZE] == name:
-                return entry - 1
+                break
             slot = (slot + 1) & mask
-        return -1
+        return slot
 
     def of_frame(self, number: int, pages: int) -> bytes:
         """Return the fingerprints of the first ``pages`` pages of a frame."""

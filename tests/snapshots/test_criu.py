@@ -13,7 +13,7 @@ import pytest
 
 from imagefs.errors import DeadlineError, EngineError, StoreFullError, UnsupportedError
 from snapshotstore.checkpoint import criu_state
-from snapshotstore.checkpoint.base import ENGINE
+from snapshotstore.checkpoint.base import ENGINE, Sandbox
 from snapshotstore.checkpoint.criu import Criu
 from snapshotstore.checkpoint.criu_probe import ANY_USER, SOCKETS
 from tests.snapshots.conformance import CheckpointerTests
@@ -225,28 +225,12 @@ class TestFailures:
 
     def test_no_room_for_the_images(self, place: Place) -> None:
         made = place.start("one", COUNTER, until="20")
-        images = _folder(place, "images")
-        tool("mount", "-t", "tmpfs", "-o", "size=1m", "small", images)
-        try:
-            with pytest.raises(StoreFullError):
-                place.engine.checkpoint(made, images, deadline=DEADLINE)
-            assert list(images.iterdir()) == []
-        finally:
-            detach(images)
-        place.goes_on(made)
+        _refused_for_want_of_room(place, made, "1m")
 
     def test_no_room_for_the_layer(self, place: Place) -> None:
         code = "import time\nopen('/tmp/big', 'wb').write(b'x' * (64 << 20))\nprint('ready', flush=True)\n"
         made = place.start("one", code + "while True: time.sleep(0.01); print('still', flush=True)", until="ready")
-        images = _folder(place, "images")
-        tool("mount", "-t", "tmpfs", "-o", "size=48m", "small", images)
-        try:
-            with pytest.raises(StoreFullError):
-                place.engine.checkpoint(made, images, deadline=DEADLINE)
-            assert list(images.iterdir()) == []
-        finally:
-            detach(images)
-        place.goes_on(made)
+        _refused_for_want_of_room(place, made, "48m")
 
     def test_a_keeper_that_is_killed_takes_the_program_along(self, place: Place) -> None:
         made = place.start("one", COUNTER, until="20")
@@ -375,6 +359,19 @@ def _python(code: str, *arguments: str | Path) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         text=True,
     )
+
+
+def _refused_for_want_of_room(place: Place, made: Sandbox, size: str) -> None:
+    """See that a checkpoint into a file system of that size leaves nothing in it, and the program running."""
+    images = _folder(place, "images")
+    tool("mount", "-t", "tmpfs", "-o", f"size={size}", "small", images)
+    try:
+        with pytest.raises(StoreFullError):
+            place.engine.checkpoint(made, images, deadline=DEADLINE)
+        assert list(images.iterdir()) == []
+    finally:
+        detach(images)
+    place.goes_on(made)
 
 
 def _folder(place: Place, name: str) -> Path:
