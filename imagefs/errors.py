@@ -8,15 +8,16 @@
       UnsupportedError          exit  4  ENOTSUP    well-formed, but not for this version: media type, encryption, format version
       IntegrityError            exit  5  EIO        stored bytes do not have the digest or the structure that their name promises
       NotFoundError             exit  6  ENOENT     no such ref, manifest, blob, pack or platform
-      StoreError                exit  7  EIO        the store cannot be used: missing, not a store, read-only (retryable)
+      StoreError                exit  7  EIO        the store cannot be used: missing, not a store, not reachable (retryable)
         StoreFullError          exit  8  ENOSPC     the store has no room
       ConflictError             exit  9  EEXIST     a conditional write lost against another writer
       MountError                exit 10  EBUSY      the mountpoint cannot be used, or the kernel refused
       DaemonError               exit 11  ENOTCONN   the daemon cannot be reached, or refused
-      AccessError               exit 12  EACCES     this user may not do that
+      AccessError               exit 12  EACCES     this user may not do that, or the store is read-only
       DeadlineError             exit 13  ETIMEDOUT  a wait ran into its deadline (retryable)
       LimitError                exit 14  EFBIG      the input goes past a stated bound (a bomb, or a bound to raise)
       EngineError               exit 15  EIO        what freezes and restores processes failed, or refused the program
+      ProgramError              exit 16  EIO        a program in a sandbox raised, died, or does not answer
 
 What this module promises: each class has an ``errno`` (what a FUSE reader gets), a process ``exit_code``
 unique in the tree, and ``retryable``. The message says what is wrong and ``hint`` what to do about it.
@@ -79,7 +80,7 @@ class NotFoundError(ImageFSError):
 
 
 class StoreError(ImageFSError):
-    """The store cannot be used: missing, not a store, read-only, not reachable, too busy.
+    """The store cannot be used: missing, not a store, not reachable, too busy.
 
     ``retry_after``: seconds after which the store wants to be asked again, where it said so.
     """
@@ -124,7 +125,7 @@ class DaemonError(ImageFSError):
 
 
 class AccessError(ImageFSError):
-    """This user may not do that."""
+    """This user may not do that, or nobody may: the store is read-only."""
 
     errno = _errno.EACCES
     exit_code = 12
@@ -150,3 +151,15 @@ class EngineError(ImageFSError):
 
     errno = _errno.EIO
     exit_code = 15
+
+
+class ProgramError(ImageFSError):
+    """A program in a sandbox raised an exception, or ended when an answer was expected. ``traceback`` is its own, where it has one."""
+
+    errno = _errno.EIO
+    exit_code = 16
+
+    def __init__(self, message: str, *, hint: str | None = None, traceback: str = "") -> None:
+        """Keep what the program had to say."""
+        super().__init__(message, hint=hint)
+        self.traceback = traceback

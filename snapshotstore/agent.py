@@ -39,7 +39,7 @@ from snapshotstore.app import App, Method, hooks_of, methods_of, settings_of
 FOLDER = "/run/imagefs/replica"
 """Where the host binds a replica's directory."""
 
-REPLICA, STATE, ALIVE = "replica.json", "state.json", "alive"
+BEGIN, REPLICA, STATE, ALIVE = "begin.json", "replica.json", "state.json", "alive"
 FRAME = struct.Struct(">Q")
 FRAME_MAX = 2 << 30
 
@@ -115,6 +115,8 @@ class Agent:
 
     def begin(self, target: str) -> Service:
         """Import the class, make the object, and do what is to be done once."""
+        with contextlib.suppress(FileNotFoundError):
+            os.environ.update(json.loads((self._folder / BEGIN).read_bytes()))
         module, _, name = target.partition(":")
         kind = importlib.import_module(module)
         for part in name.split("."):

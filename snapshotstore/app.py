@@ -23,7 +23,6 @@ What does not live here: what happens in the sandbox (``snapshotstore.agent``).
 
 from __future__ import annotations
 
-from types import MethodType
 from typing import Any, Callable, Iterator, NamedTuple, TypeVar  # noqa: UP035 # of Python 3.8
 
 ENTER_SECONDS = 600.0
@@ -135,7 +134,30 @@ class Method:
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """Return the function, bound to an object; this of a class."""
-        return self if instance is None else MethodType(self.function, instance)
+        return self if instance is None else BoundMethod(self, instance)
+
+
+class BoundMethod:
+    """A method of an object: called, it runs here; :meth:`remote` runs it in a replica."""
+
+    def __init__(self, method: Method, instance: Any) -> None:
+        """``instance`` is of the class that has the method."""
+        self._method = method
+        self._instance = instance
+        self.__doc__ = method.__doc__
+
+    def __call__(self, *args: Any, **named: Any) -> Any:
+        """Run it in this process."""
+        return self._method.function(self._instance, *args, **named)
+
+    def remote(self, *args: Any, **named: Any) -> Any:
+        """Run it in a replica of the class, restored from a snapshot where one fits; return what it answers.
+
+        Arguments and answer are what JSON has. Raises ``ProgramError`` for what the method raises, and others of ``imagefs.errors``.
+        """
+        from snapshotstore.runner import remote  # noqa: PLC0415 # of the host alone: not there in a sandbox
+
+        return remote.call(type(self._instance), self._method.name, args, named)
 
 
 def method() -> Callable[[Callable[..., Any]], Method]:

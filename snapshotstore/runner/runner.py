@@ -1,0 +1,350 @@
+"""Calls a method of a service: restored from a snapshot where one fits, by a cold start where none does, and answered in any case.
+
+What it promises:
+
+- **An answer does not depend on snapshots.** What prevents a restore is a reason in the answer, and then the program starts cold.
+- A cold start is frozen at the boundary, on this host, and goes on to answer; what was frozen is published after the answer. A freeze or
+  a publication that fails is a note, and the next cold start tries again.
+- A call is made once: a program that ends while it runs is an error, never another try.
+- Nothing is left: no process, no mount, no file but the log. What a killed runner left, the next one takes away.
+
+Who owns what: a runner has a directory of its own, locked as long as it lives (``workplace``), and its mounts, which its replicas share.
+Its methods may be called from several threads.
+"""
+
+import contextlib
+import json
+import shutil
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final, Self
+
+from imagefs.config import Config, environment
+from imagefs.convert.stages import Clock
+from imagefs.digest import digest_of
+from imagefs.errors import ImageFSError, UsageError
+from imagefs.store.base import ObjectStore
+from imagefs.store.images import get_manifest
+from imagefs.store.opening import open_store
+from imagefs.store.refs import Ref, resolve
+from snapshotstore import compat, repository
+from snapshotstore.checkpoint.base import Checkpointer, Engine
+from snapshotstore.manifest import Economics, Oci, Record, Runtime
+from snapshotstore.manifest import Program as PythonProgram
+from snapshotstore.repository import Snapshot
+from snapshotstore.runner import source as sources
+from snapshotstore.runner.engines import Engines
+from snapshotstore.runner.entry import Entry
+from snapshotstore.runner.mounts import Mounts
+from snapshotstore.runner.program import Program, program_of
+from snapshotstore.runner.starting import Given, Started, Starter
+from snapshotstore.runner.workplace import Workplace
+
+CALL_SECONDS: Final = 600.0
+_ENDING_MAX: Final = 8
+KNOWN_SECONDS: Final = 60.0
+"""For how long what the store has of a service is not asked again."""
+
+RESTORED: Final = "restored"
+COLD: Final = "cold"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a call gave: ``result``, how the replica ``started`` and why not otherwise, its snapshot, and the seconds of each stage."""
+
+    result: Any
+    started: str
+    reason: str
+    snapshot: str | None
+    engine: str
+    timeline: dict[str, float]
+    notes: tuple[str, ...]
+    log: str
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of a service for a while: program, manifest of the source tree, and the snapshot to restore, or why there is none."""
+
+    program: Program
+    source: str
+    snapshot: Snapshot | None
+    engine: tuple[Checkpointer, Engine]
+    reason: str
+    until: float
+
+
+@dataclass(slots=True)
+class _Frozen:
+    """A checkpoint that waits to be published."""
+
+    folder: Path
+    known: Known
+    cold: float
+
+
+@dataclass(slots=True)
+class _Call:
+    """One call on its way."""
+
+    clock: Clock = field(default_factory=Clock)
+    notes: list[str] = field(default_factory=list)
+
+
+class Runner:
+    """See the module. A context manager: leaving it publishes what waits, and takes everything away."""
+
+    def __init__(self, config: Config, *, engine: str = "auto", snapshots: bool = True, image: str | None = None) -> None:
+        """``engine``: one of ``engines.NAMES``, or ``auto``. Without ``snapshots`` each start is cold. ``image``: not the service's own."""
+        self._config = config
+        self._snapshots = snapshots
+        self._image = image
+        self._engines = Engines(config.runtime)
+        self._wanted = engine
+        self._place = Workplace(config.runtime, config.cache)
+        self._mounts = Mounts(config, self._place.mounts)
+        self._lock = threading.Lock()
+        self._store: ObjectStore | None = None
+        self._known: dict[tuple[str, Path], Known] = {}
+        self._broken: dict[str, str] = {}
+        self._frozen: list[_Frozen] = []
+        self._ending: list[threading.Thread] = []
+        self._swept = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> list[str]:
+        """Publish what waits, unmount, and take the directory away; return what went wrong."""
+        self._settle(0)
+        notes = self.publish()
+        notes += self._mounts.close()
+        self._place.close()
+        return notes
+
+    def call(
+        self,
+        entry: Entry,
+        method: str,
+        args: list[Any],
+        named: Mapping[str, Any],
+        *,
+        timeout: float = CALL_SECONDS,
+        network: Path | None = None,
+        cgroup: Path | None = None,
+    ) -> Answer:
+        """Call a method; return its answer.
+
+        ``args`` and ``named`` are what JSON has. ``ProgramError`` for what the method raises, ``DeadlineError`` after ``timeout`` seconds,
+        and what prevents a cold start.
+        """
+        try:
+            json.dumps([args, dict(named)], allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise UsageError(f"the arguments of {method} cannot be sent as JSON: {error}") from None
+        made = _Call()
+        given = replace(_given(entry), network=network, cgroup=cgroup)
+        known = self._of(entry, made)
+        started, how, reason = self._start(known, given, made)
+        try:
+            with made.clock.stage("call"):
+                result = started.replica.call(method, args, dict(named), deadline=timeout)
+        except BaseException:
+            started.end()
+            raise
+        self._end(started)
+        snapshot = known.snapshot.name if known.snapshot is not None and how == RESTORED else None
+        timeline = {stage: round(seconds, 4) for stage, seconds in made.clock.seconds.items()}
+        return Answer(result, how, reason, snapshot, known.engine[1].name, timeline, tuple(made.notes), str(started.output))
+
+    def _end(self, started: Started) -> None:
+        """Let a replica end by itself: its caller has its answer, and need not wait for that."""
+        ending = threading.Thread(target=started.close, name="ending")
+        ending.start()
+        with self._lock:
+            self._ending.append(ending)
+        self._settle(_ENDING_MAX)
+
+    def _settle(self, most: int) -> None:
+        """Wait until at most ``most`` replicas are ending."""
+        while True:
+            with self._lock:
+                self._ending = [thread for thread in self._ending if thread.is_alive()]
+                if len(self._ending) <= most:
+                    return
+                first = self._ending[0]
+            first.join()
+
+    # -- what there is --------------------------------------------------------------------------------------------------------------------
+
+    def _of(self, entry: Entry, made: _Call) -> Known:
+        key = (entry.target, entry.folder)
+        with self._lock:
+            known = self._known.get(key)
+            if known is None or known.until < time.monotonic():
+                with made.clock.stage("resolve"):
+                    known = self._known[key] = self._look(entry)
+            return known
+
+    def _look(self, entry: Entry) -> Known:
+        """Look up what the store has of a service."""
+        engines = self._engines.working(self._wanted)
+        if not self._swept:
+            self._place.sweep([engine for engine, _ in engines])
+            self._swept = True
+        store = self._opened()
+        image = resolve(store, self._image or entry.settings.image)
+        tree = sources.read_tree(entry.folder)
+        config = get_manifest(store, image).config
+        program = program_of(entry, image=image, config=config, source_digest=tree.digest, given=environment())
+        source = sources.publish(store, tree, entry.settings.app)
+        snapshot, engine, reason = None, engines[0], "snapshots are turned off"
+        if self._snapshots and not entry.settings.enable_memory_snapshot:
+            reason = "the service does not ask for snapshots (enable_memory_snapshot)"
+        elif self._snapshots:
+            snapshot, engine, reason = self._choose(program, engines)
+        return Known(program, source, snapshot, engine, reason, time.monotonic() + KNOWN_SECONDS)
+
+    def _choose(
+        self, program: Program, engines: list[tuple[Checkpointer, Engine]]
+    ) -> tuple[Snapshot | None, tuple[Checkpointer, Engine], str]:
+        """Return the snapshot to restore and its engine, or why there is none and the engine for a cold start."""
+        found = repository.variants(self._opened(), program.name)
+        reasons = [f"{text}: {error.message}" for text, error in found.refused]
+        for engine in engines:
+            of_engine = [one for one in found.snapshots if one.record.runtime.engine == engine[1].name and one.name not in self._broken]
+            here = replace(compat.collect([engine[1]]), image=program.image, spec=program.spec(engine[1]), key=program.key)
+            choice = compat.choose([one.record for one in of_engine], here)
+            if choice.best is not None:
+                return of_engine[choice.best], engine, ""
+            for one, mismatches in zip(of_engine, choice.mismatches, strict=True):
+                reasons += [f"{one.ref}: {mismatch.why}" for mismatch in mismatches if mismatch.fatal]
+        reasons += [f"{one.ref}: {self._broken[one.name]}" for one in found.snapshots if one.name in self._broken]
+        return None, engines[0], "; ".join(reasons) or "there is no snapshot of it yet"
+
+    def _opened(self) -> ObjectStore:
+        if self._store is None:
+            self._store = open_store(self._config.store)
+        return self._store
+
+    # -- a replica ------------------------------------------------------------------------------------------------------------------------
+
+    def _start(self, known: Known, given: Given, made: _Call) -> tuple[Started, str, str]:
+        """Return a replica that answers, how it started, and why it was not restored."""
+        reason = known.reason
+        starter = Starter(self._mounts, known.program, known.source, *known.engine)
+        if known.snapshot is not None:
+            with _timed() as seconds:
+                try:
+                    return starter.restore(known.snapshot, self._replica(known), given, made.clock), RESTORED, ""
+                except (ImageFSError, OSError) as error:
+                    reason = f"the restore of {known.snapshot.ref} failed: {getattr(error, 'message', error)}"
+            made.clock.seconds = {"failed restore": round(seconds[0], 4)}
+            self._forget(known, reason)
+        with _timed() as seconds:
+            started = starter.cold(self._replica(known), given, made.clock)
+        try:
+            if self._snapshots and known.program.entry.settings.enable_memory_snapshot:
+                self._freeze(starter, started, known, seconds[0], made)
+        except BaseException:
+            started.end()
+            raise
+        return starter.serve(started, given, made.clock), COLD, reason
+
+    def _replica(self, known: Known) -> Any:
+        return self._place.replica(sources.slug(known.program.entry.settings.app))
+
+    def _forget(self, known: Known, reason: str) -> None:
+        """Do not restore a snapshot again that failed here."""
+        with self._lock:
+            if known.snapshot is not None:
+                self._broken[known.snapshot.name] = reason
+            self._known.pop((known.program.entry.target, known.program.entry.folder), None)
+
+    def _freeze(self, starter: Starter, started: Started, known: Known, cold: float, made: _Call) -> None:
+        """Freeze a replica at the boundary. What is in the way of that is a note."""
+        folder = self._place.checkpoint()
+        try:
+            starter.freeze(started, folder, made.clock)
+        except (ImageFSError, OSError) as error:
+            made.notes.append(f"no snapshot was made: {getattr(error, 'message', error)}")
+            shutil.rmtree(folder, ignore_errors=True)
+            return
+        with self._lock:
+            self._frozen.append(_Frozen(folder, known, cold))
+
+    # -- afterwards -----------------------------------------------------------------------------------------------------------------------
+
+    def publish(self) -> list[str]:
+        """Publish what was frozen; return what went wrong."""
+        notes: list[str] = []
+        while True:
+            with self._lock:
+                if not self._frozen:
+                    return notes
+                frozen = self._frozen.pop()
+            try:
+                self._push(frozen)
+            except (ImageFSError, OSError) as error:
+                notes.append(f"the snapshot was not published: {getattr(error, 'message', error)}")
+            finally:
+                shutil.rmtree(frozen.folder, ignore_errors=True)
+
+    def _push(self, frozen: _Frozen) -> None:
+        known = frozen.known
+        program, engine = known.program, known.engine[1]
+        record = _record(program, engine, known.source, frozen.cold)
+        tag = f"{engine.name}-{digest_of(repr(record.cpu).encode()).hex()[:12]}"
+        repository.push(self._opened(), frozen.folder, record, Ref.parse(f"{program.name}:{tag}"))
+        with self._lock:
+            self._known.pop((program.entry.target, program.entry.folder), None)
+
+
+def _record(program: Program, engine: Engine, source: str, cold: float) -> Record:
+    here = compat.collect([engine])
+    settings = program.entry.settings
+    return Record(
+        runtime=Runtime(engine=engine.name, version=engine.version, format=engine.format, exact=engine.is_exact),
+        cpu=compat.cpu_needed(here),
+        kernel=here.kernel,
+        oci=Oci(image=program.image, spec=program.spec(engine), mounts=(sources.REPLICA,)),
+        lineage=sources.slug(settings.app),
+        key=program.key,
+        created=time.time(),
+        python=PythonProgram(
+            version="",
+            argv=program.argv,
+            environment=tuple(sorted({*program.environment, *settings.environment})),
+            entry=program.entry.target,
+            source=source,
+        ),
+        economics=Economics(cold_p50=round(cold, 4)),
+    )
+
+
+def _given(entry: Entry) -> Given:
+    """Return what a replica is given of this process's environment. ``UsageError`` if a secret is not there."""
+    here = environment()
+    if lacking := sorted(name for name in entry.settings.secrets if name not in here):
+        raise UsageError(f"{entry.target} needs {', '.join(lacking)} in the environment", hint="its decorator names them as secrets")
+    return Given(
+        environment={name: here[name] for name in entry.settings.environment if name in here},
+        secrets={name: here[name] for name in entry.settings.secrets},
+    )
+
+
+@contextlib.contextmanager
+def _timed() -> Iterator[list[float]]:
+    seconds = [0.0]
+    begun = time.perf_counter()
+    try:
+        yield seconds
+    finally:
+        seconds[0] = time.perf_counter() - begun

@@ -1,0 +1,146 @@
+"""Where a runner works: a directory of its own below the runtime directory, one below it for each replica, and the logs, which stay.
+
+Invariants: everything is for this user alone (0700); a directory is locked as long as its runner lives, so one that is not is a dead
+one's, and :meth:`Workplace.sweep` ends what ran there and takes it away. Logs are bounded in number, the oldest go.
+"""
+
+import contextlib
+import fcntl
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+from imagefs.errors import AccessError, ImageFSError
+from imagefs.mount.bind import unmount
+from imagefs.mount.mountinfo import read_mounts
+from snapshotstore.checkpoint.base import Checkpointer, Sandbox
+
+LOGS_MAX: Final = 200
+_RUNNERS: Final = "runners"
+_LOGS: Final = "logs"
+_LOCK: Final = "lock"
+_CHECKPOINTS: Final = "-checkpoints"
+
+
+class Workplace:
+    """See the module. A context manager: leaving it takes the directory away."""
+
+    def __init__(self, runtime: Path, cache: Path) -> None:
+        """Make a directory below ``runtime``. What is frozen lies beside ``cache`` until it is published: it is as large as the memory."""
+        self._runners = runtime / _RUNNERS
+        self.logs = runtime / _LOGS
+        self._checkpoints = cache.with_name(cache.name + _CHECKPOINTS)
+        try:
+            for folder in (runtime, cache.parent):
+                folder.mkdir(parents=True, exist_ok=True)
+            for folder in (self._runners, self.logs, self._checkpoints):
+                folder.mkdir(mode=0o700, exist_ok=True)
+            self.name = secrets.token_hex(6)
+            self.folder = self._runners / self.name
+            self.folder.mkdir(mode=0o700)
+        except OSError as error:
+            raise AccessError(f"cannot use {error.filename}: {error.strerror}", hint="check --runtime and --cache") from error
+        self._lock = _locked(self.folder)
+        self.mounts = self.folder / "mounts"
+        self.mounts.mkdir(mode=0o700)
+
+    def replica(self, app: str) -> "ReplicaPlace":
+        """Make a place for a replica of ``app``, and its log."""
+        name = f"r-{self.name}-{secrets.token_hex(4)}"
+        home = self.folder / name
+        for folder in (home, home / "state", home / "replica"):
+            folder.mkdir(mode=0o700)
+        stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+        self._prune()
+        return ReplicaPlace(name, home, self.logs / f"{app}-{stamp}-{name[2:]}.log")
+
+    def checkpoint(self) -> Path:
+        """Make an empty directory for what is frozen."""
+        folder = self._checkpoints / f"{self.name}-{secrets.token_hex(4)}"
+        folder.mkdir(mode=0o700)
+        return folder
+
+    def close(self) -> None:
+        """Take the directory away; whoever mounted something there has unmounted it."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        os.close(self._lock)
+
+    def _prune(self) -> None:
+        # A name begins with an app, so the time is the file's own.
+        found = sorted(self.logs.glob("*.log"), key=_mtime)
+        for path in found[: max(0, len(found) - LOGS_MAX + 1)]:
+            path.unlink(missing_ok=True)
+
+    def sweep(self, engines: Iterable[Checkpointer]) -> None:
+        """Take away what killed runners left: programs, mounts, directories. What cannot be taken away now stays for the next one."""
+        engines = list(engines)
+        dead = set()
+        for folder in self._runners.iterdir():
+            lock = _locked(folder, wait=False) if folder != self.folder else -1
+            if lock < 0:
+                continue
+            try:
+                _take_away(folder, engines)
+                dead.add(folder.name)
+            finally:
+                os.close(lock)
+        known = {folder.name for folder in self._runners.iterdir()}
+        for folder in self._checkpoints.iterdir():
+            owner = folder.name.partition("-")[0]
+            if owner in dead or owner not in known:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+class ReplicaPlace:
+    """A replica's ``home``, which has ``state`` and ``replica``, its log ``output``, and its ``name``, unlike any other's here."""
+
+    def __init__(self, name: str, home: Path, output: Path) -> None:
+        """All of it is there."""
+        self.name = name
+        self.home = home
+        self.output = output
+
+    def close(self) -> None:
+        """Take it away, but for the log."""
+        shutil.rmtree(self.home, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            if not self.output.stat().st_size:
+                self.output.unlink()
+
+
+def _take_away(folder: Path, engines: list[Checkpointer]) -> None:
+    for home in folder.glob("r-*"):
+        state = home / "state"
+        gone = Sandbox(name=home.name, root=Path("/"), state=state, output=home / "none", argv=("none",))
+        for engine in engines:
+            with contextlib.suppress(ImageFSError, OSError):
+                if state.is_dir():
+                    engine.remove(gone)
+    below = os.fsencode(folder) + b"/"
+    for entry in reversed(list(read_mounts())):
+        if os.fsencode(entry.mountpoint).startswith(below):
+            with contextlib.suppress(ImageFSError):
+                unmount(Path(os.fsdecode(entry.mountpoint)), lazy=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _locked(folder: Path, *, wait: bool = True) -> int:
+    """Return a descriptor that holds the directory's lock; -1 if another one has it."""
+    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        os.close(descriptor)
+        return -1
+    return descriptor
+
+
+def _mtime(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
