@@ -154,12 +154,12 @@ class EngineError(ImageFSError):
 
 
 class ProgramError(ImageFSError):
-    """A program in a sandbox raised an exception, or ended when an answer was expected. ``traceback`` is its own, where it has one."""
+    """A program in a sandbox raised an exception, or ended when an answer was expected."""
 
     errno = _errno.EIO
     exit_code = 16
 
     def __init__(self, message: str, *, hint: str | None = None, traceback: str = "") -> None:
-        """Keep what the program had to say."""
+        """``traceback`` is the program's own, where it has one."""
         super().__init__(message, hint=hint)
         self.traceback = traceback
