@@ -36,6 +36,7 @@ from bench.kills import bench_kills
 from bench.ranged_get import bench_ranged_get
 from bench.remembered import bench_far_starts
 from bench.snapshot_push import bench_push
+from bench.snapshots import bench_snapshot, bench_snapshot_far
 
 GB = 1e9
 
@@ -264,4 +265,6 @@ BENCHES: dict[str, Callable[[Run], None]] = {
     "kernel-many": bench_kernel_many,
     "kills": bench_kills,
     "push": bench_push,
+    "snapshot": bench_snapshot,
+    "snapshot-far": bench_snapshot_far,
 }

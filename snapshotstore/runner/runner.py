@@ -41,7 +41,7 @@ from snapshotstore.runner.entry import Entry
 from snapshotstore.runner.mounts import Mounts
 from snapshotstore.runner.program import Program, program_of
 from snapshotstore.runner.starting import Given, Started, Starter
-from snapshotstore.runner.workplace import Workplace
+from snapshotstore.runner.workplace import ReplicaPlace, Workplace
 
 CALL_SECONDS: Final = 600.0
 _ENDING_MAX: Final = 8
@@ -106,7 +106,7 @@ class Runner:
         self._engines = Engines(config.runtime)
         self._wanted = engine
         self._place = Workplace(config.runtime, config.cache)
-        self._mounts = Mounts(config, self._place.mounts)
+        self.mounts = Mounts(config, self._place.mounts)
         self._lock = threading.Lock()
         self._store: ObjectStore | None = None
         self._known: dict[tuple[str, Path], Known] = {}
@@ -125,7 +125,7 @@ class Runner:
         """Publish what waits, unmount, and take the directory away; return what went wrong."""
         self._settle(0)
         notes = self.publish()
-        notes += self._mounts.close()
+        notes += self.mounts.close()
         self._place.close()
         return notes
 
@@ -151,7 +151,8 @@ class Runner:
             raise UsageError(f"the arguments of {method} cannot be sent as JSON: {error}") from None
         made = _Call()
         given = replace(_given(entry), network=network, cgroup=cgroup)
-        known = self._of(entry, made)
+        with made.clock.stage("resolve"):
+            known = self.look(entry)
         started, how, reason = self._start(known, given, made)
         try:
             with made.clock.stage("call"):
@@ -184,13 +185,13 @@ class Runner:
 
     # -- what there is --------------------------------------------------------------------------------------------------------------------
 
-    def _of(self, entry: Entry, made: _Call) -> Known:
+    def look(self, entry: Entry) -> Known:
+        """Return what is known of a service; the store is asked again when that is old."""
         key = (entry.target, entry.folder)
         with self._lock:
             known = self._known.get(key)
             if known is None or known.until < time.monotonic():
-                with made.clock.stage("resolve"):
-                    known = self._known[key] = self._look(entry)
+                known = self._known[key] = self._look(entry)
             return known
 
     def _look(self, entry: Entry) -> Known:
@@ -239,17 +240,17 @@ class Runner:
     def _start(self, known: Known, given: Given, made: _Call) -> tuple[Started, str, str]:
         """Return a replica that answers, how it started, and why it was not restored."""
         reason = known.reason
-        starter = Starter(self._mounts, known.program, known.source, *known.engine)
+        starter = Starter(self.mounts, known.program, known.source, *known.engine)
         if known.snapshot is not None:
             with _timed() as seconds:
                 try:
-                    return starter.restore(known.snapshot, self._replica(known), given, made.clock), RESTORED, ""
+                    return starter.restore(known.snapshot, self.replica_place(known), given, made.clock), RESTORED, ""
                 except (ImageFSError, OSError) as error:
                     reason = f"the restore of {known.snapshot.ref} failed: {getattr(error, 'message', error)}"
             made.clock.seconds = {"failed restore": round(seconds[0], 4)}
             self._forget(known, reason)
         with _timed() as seconds:
-            started = starter.cold(self._replica(known), given, made.clock)
+            started = starter.cold(self.replica_place(known), given, made.clock)
         try:
             if self._snapshots and known.program.entry.settings.enable_memory_snapshot:
                 self._freeze(starter, started, known, seconds[0], made)
@@ -258,7 +259,8 @@ class Runner:
             raise
         return starter.serve(started, given, made.clock), COLD, reason
 
-    def _replica(self, known: Known) -> Any:
+    def replica_place(self, known: Known) -> ReplicaPlace:
+        """Make a place for a replica of a service."""
         return self._place.replica(sources.slug(known.program.entry.settings.app))
 
     def _forget(self, known: Known, reason: str) -> None:

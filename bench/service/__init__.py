@@ -1,0 +1,1 @@
+"""What the bench of snapshots runs in sandboxes."""
