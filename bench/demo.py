@@ -1,8 +1,9 @@
 """``./dev demo [--s3] [ARCHIVE [COMMAND…]]``: an OCI archive becomes an image, is mounted, and a program runs from the mount.
 
 Without ARCHIVE the image is Debian with Python and NumPy, made on this machine the first time. Without COMMAND the program is a small one
-for what the image has: NumPy for our own, otherwise Python, otherwise a shell, otherwise nothing but reading one file. With --s3 the store
-is a bucket of an S3 server (SeaweedFS) that runs for as long as the demonstration does; otherwise it is a folder.
+for what the image has: NumPy for our own, otherwise Python, otherwise a shell, otherwise nothing but reading one file. With our own image
+it ends with a service that is started cold, frozen, and restored. With --s3 the store is a bucket of an S3 server (SeaweedFS) that runs
+for as long as the demonstration does; otherwise it is a folder.
 
 ``./dev`` starts this in mount and process namespaces of its own: whatever ends it, also SIGKILL, its mounts and its daemon end with it.
 The folder with its store and cache is removed at its end; one that a killed run left behind is removed by the next.
@@ -26,6 +27,7 @@ from typing import Any
 from unittest import mock
 
 from bench import images
+from bench.demo_snapshot import show_snapshot
 from bench.harness import CACHE, Product
 from imagefs.store.opening import open_store
 from tests.weed import serving
@@ -83,6 +85,8 @@ def main(argv: Sequence[str]) -> int:
             source = f"oci-archive:{source}"
         with _folder() as folder, _product(folder, on_s3=on_s3) as product:
             _show(product, source, list(argv[1:]), own=own)
+            if own:
+                show_snapshot(product)
     except (RuntimeError, OSError) as error:
         _say(f"demo: {error}")
         return 1
