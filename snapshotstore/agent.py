@@ -9,7 +9,7 @@ Promises:
 - nothing of the host is open while it waits: it looks for a file in a directory that the host binds, every 10 ms, and opens the connection
   when it has found one. So a clone whose directory is another one is another replica;
 - what it says is written whole or not at all, in the same directory: ``ready``, ``failed`` or ``serving`` in ``state.json``;
-- each hook has a deadline, and one that fails or takes too long is named.
+- each hook has a deadline, and one that fails or takes too long is named. One that does not end when it is interrupted ends the program.
 
 It is of the standard library alone, and of Python 3.8, because the image's own Python runs it. What does not live here: the other
 side of the connection, and what is reseeded (``snapshotstore.renewal``).
@@ -45,6 +45,8 @@ FRAME_MAX = 2 << 30
 
 _LOOK_SECONDS = 0.01
 _BEAT_SECONDS = 0.1
+_GRACE_SECONDS = 3.0
+"""How long a hook that is interrupted has to end."""
 
 
 class HookError(Exception):
@@ -64,7 +66,7 @@ def main() -> None:
         service = agent.begin(target)
         agent.say("ready")
         agent.become(service, agent.wait())
-    except Exception as error:  # noqa: BLE001 # whatever it is, the host is told
+    except BaseException as error:  # noqa: BLE001 # whatever it is, the host is told
         traceback.print_exc()
         agent.say("failed", error=described(error))
         sys.exit(1)
@@ -93,6 +95,7 @@ class Agent:
     def __init__(self, folder: Path) -> None:
         """Do nothing yet."""
         self._folder = folder
+        self._hook: tuple[str, float] | None = None
 
     # -- what the host sees ---------------------------------------------------------------------------------------------------------
 
@@ -108,8 +111,29 @@ class Agent:
         while True:
             # Of a clone whose directory has gone nobody wants to know.
             with contextlib.suppress(OSError):
-                path.write_text(str(time.time()))
+                self._sign(path)
+            self._watch()
             time.sleep(_BEAT_SECONDS)
+
+    @staticmethod
+    def _sign(path: Path) -> None:
+        try:
+            # Without opening it: what is open when the program is frozen is looked for at a restore, in another directory.
+            os.utime(path)
+        except FileNotFoundError:
+            os.mknod(path, 0o644)
+
+    def _watch(self) -> None:
+        """End the program if a hook goes on that was interrupted: it catches whatever it is, or is in a library."""
+        hook = self._hook
+        if hook is None or time.monotonic() < hook[1]:
+            return
+        where = sys._current_frames().get(threading.main_thread().ident or 0)  # noqa: SLF001 # there is no other way
+        told = {"type": "HookTimeoutError", "message": hook[0], "traceback": "".join(traceback.format_stack(where))}
+        sys.stderr.write(told["traceback"] + told["message"] + "\n")
+        sys.stderr.flush()
+        self.say("failed", error=told)
+        os._exit(1)
 
     # -- before the snapshot --------------------------------------------------------------------------------------------------------
 
@@ -125,7 +149,7 @@ class Agent:
         instance = kind()  # type: ignore[operator]
         self._run(hooks_of(type(instance), on="enter", snap=True), instance)
         for function, timeout in reversed(app.before):
-            _timed(function, timeout, getattr(function, "__qualname__", "a hook"))
+            self._timed(function, timeout, getattr(function, "__qualname__", "a hook"))
         return Service(app, instance)
 
     def wait(self) -> dict[str, Any]:
@@ -152,7 +176,7 @@ class Agent:
         if replica["restored"]:
             renewal.renew()
             for function, timeout in service.app.after:
-                _timed(function, timeout, getattr(function, "__qualname__", "a hook"))
+                self._timed(function, timeout, getattr(function, "__qualname__", "a hook"))
         self._run(hooks_of(type(service.instance), on="enter"), service.instance)
         with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as connection:
             connection.connect(replica["socket"])
@@ -160,27 +184,29 @@ class Agent:
             serve(connection, service)
         self._run(hooks_of(type(service.instance), on="exit"), service.instance)
 
-    @staticmethod
-    def _run(hooks: Iterator[tuple[str, float]], instance: Any) -> None:
+    def _run(self, hooks: Iterator[tuple[str, float]], instance: Any) -> None:
         for name, timeout in hooks:
-            _timed(getattr(instance, name), timeout, name)
+            self._timed(getattr(instance, name), timeout, name)
 
+    def _timed(self, function: Callable[[], Any], timeout: float, name: str) -> None:
+        late = f"{name} took longer than {timeout:g} s"
 
-def _timed(function: Callable[[], Any], timeout: float, name: str) -> None:
-    def ring(_number: int, _frame: Any) -> None:
-        raise HookTimeoutError(f"{name} took longer than {timeout:g} s")
+        def ring(_number: int, _frame: Any) -> None:
+            raise HookTimeoutError(late)
 
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, timeout)
-    try:
-        function()
-    except HookTimeoutError:
-        raise
-    except Exception as error:
-        raise HookError(f"{name} failed: {described(error)['message']}") from error
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        before = signal.signal(signal.SIGALRM, ring)
+        self._hook = (late, time.monotonic() + timeout + _GRACE_SECONDS)
+        signal.setitimer(signal.ITIMER_REAL, timeout)
+        try:
+            function()
+        except HookTimeoutError:
+            raise
+        except Exception as error:
+            raise HookError(f"{name} failed: {described(error)['message']}") from error
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            self._hook = None
+            signal.signal(signal.SIGALRM, before)
 
 
 # -- the connection -----------------------------------------------------------------------------------------------------------------------
@@ -200,7 +226,7 @@ def answered(service: Service, request: dict[str, Any]) -> bytes:
     try:
         method = service.method(request["method"])
         result = method.function(service.instance, *request["args"], **request["named"])
-        return json.dumps({"result": result}).encode()
+        return json.dumps({"result": result}, allow_nan=False).encode()
     except Exception as error:  # noqa: BLE001 # it is the caller's
         traceback.print_exc()
         return json.dumps({"error": described(error)}).encode()

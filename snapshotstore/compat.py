@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Final
 
 from snapshotstore.checkpoint.base import Engine
-from snapshotstore.manifest import Cpu, Gpu, Record
+from snapshotstore.manifest import UNTOLD, Cpu, Gpu, Record
 
 _AT_MINSIGSTKSZ: Final = 51  # asm/auxvec.h of x86 and arm64
 _AUXV: Final = struct.Struct("@LL")
@@ -221,7 +221,8 @@ def _cpu(record: Record, host: Host) -> Iterator[Mismatch]:
 
 def _program(record: Record, host: Host) -> Iterator[Mismatch]:
     if host.image is not None and record.oci.image != host.image:
-        yield Mismatch("oci.image", f"it is of the image {record.oci.image[:12]}, and that is {host.image[:12]} now")
+        made = "nobody told of which image it is" if record.oci.image == UNTOLD else f"it is of the image {record.oci.image[:12]}"
+        yield Mismatch("oci.image", f"{made}, and that is {host.image[:12]} now")
     if host.spec is not None and record.oci.spec != host.spec:
         yield Mismatch("oci.spec", "its sandbox was set up otherwise than the one that is to be restored")
     if host.key is not None and record.key != host.key:

@@ -31,6 +31,9 @@ ANNOTATION: Final = "imagefs.snapshot"
 PAGES_ANNOTATION: Final = "imagefs.snapshot.pages"
 """The manifest's annotation that lists the page tables that it was cut by, its own first: ``[{"digest", "size"}]``."""
 
+UNTOLD: Final = "0" * 64
+"""In place of a digest that nobody told: of a checkpoint that was made by hand. Nothing has it, so it is taken for nothing else."""
+
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 Positive = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
 GpuMode = Annotated[str, msgspec.Meta(pattern=r"\A(none|host|custom)\Z")]

@@ -47,8 +47,10 @@ def _ssl(module: Any) -> None:
 
 
 def _uuid(module: Any) -> None:
-    # Of time-based ones: the host's hardware address, and the time of the last.
-    module._node = None  # noqa: SLF001 # there is no other way
+    # Time-based ones have a node and a sequence number beside the time. The C library draws both once and keeps them, as does the module
+    # with the node: so the library is not asked again, and the node is a random one, marked as such (RFC 9562, 6.10).
+    module._generate_time_safe = None  # noqa: SLF001 # there is no other way
+    module._node = _seed(48) | 1 << 40  # noqa: SLF001 # there is no other way
     module._last_timestamp = None  # noqa: SLF001 # there is no other way
 
 

@@ -28,7 +28,6 @@ from typing import Final, NamedTuple
 from msgspec import structs
 
 from imagefs.convert.builder import Built, BuiltObject, ContentBuilder
-from imagefs.convert.directory import DirSource
 from imagefs.convert.entry import Content, Entry, Kind
 from imagefs.convert.flatten import flatten
 from imagefs.convert.known import KnownPacks
@@ -46,6 +45,7 @@ from imagefs.store.images import get_manifest, put_blob, put_manifest
 from imagefs.store.refs import Ref, publish, read, resolve
 from snapshotstore import lineage, manifest
 from snapshotstore.fingerprints import FRAME_PAGES, FRAMES_MAX, PAGE, PAGES_MAX, PageIndex, PageTable, TablePack, encode
+from snapshotstore.handmade import Below
 from snapshotstore.lineage import Known
 from snapshotstore.manifest import Record
 from snapshotstore.packing import FramePacker, PackedFrames
@@ -111,14 +111,15 @@ def push(
     record: Record,
     ref: Ref,
     *,
+    folder: str = "",
     memory: Sequence[str] = MEMORY,
     jobs: int = 2,
     level: int = LEVEL,
     progress: Callable[[Progress], None] | None = None,
 ) -> PushReport:
-    """Store what is below ``directory`` as a snapshot with ``record``, and let ``ref`` name it.
+    """Store what is below ``directory`` as a snapshot with ``record``, in which it is below ``folder``, and let ``ref`` name it.
 
-    ``memory`` are patterns of paths, relative to it, in the way of ``fnmatch`` (a star is any characters, also slashes). ``jobs`` threads
+    ``memory`` are patterns of paths of the snapshot in the way of ``fnmatch`` (a star is any characters, also slashes). ``jobs`` threads
     compress memory at zstd ``level``. What the record says of its size is filled in. Raises ``SourceError`` and ``AccessError`` for what is
     wrong with the directory, and the store's errors: then the ref is as it was, and what was stored is used by the next try.
     """
@@ -126,7 +127,7 @@ def push(
     with clock.stage("known"):
         known = lineage.load(store, record.lineage)
         pages_known = len(known.index)
-    source = DirSource(directory, Target("linux", record.cpu.arch).normal)
+    source = Below(directory, Target("linux", record.cpu.arch).normal, folder)
     with (
         ContentBuilder(store, KnownPacks(store), jobs=jobs, level=_LEVEL) as builder,
         FramePacker(store, jobs=jobs, level=level) as packer,
@@ -169,7 +170,7 @@ class _Reading:
 
     def __init__(
         self,
-        source: DirSource,
+        source: Below,
         builder: ContentBuilder,
         index: PageIndex,
         packer: FramePacker,
@@ -250,7 +251,7 @@ class _Publishing:
         self._reading = reading
         self._new_bytes = 0
 
-    def publish(self, tree: bytearray, record: Record, ref: Ref, source: DirSource) -> tuple[str, int]:
+    def publish(self, tree: bytearray, record: Record, ref: Ref, source: Below) -> tuple[str, int]:
         """Return the manifest's hex digest, and the bytes added to the store."""
         store, reading = self._store, self._reading
         objects, pages = self._object_map()

@@ -43,7 +43,7 @@ _FILES: Final = ("checkpoint.img", "pages_meta.img", "pages.img", IDENTITY)
 
 _KEEPER: Final = "snapshotstore.checkpoint.runsc_keeper"
 _BUNDLE: Final = "bundle"
-_ROOT: Final = "runsc"
+ROOT: Final = "runsc"
 _PID_FILE: Final = "sandbox.pid"
 _PATH: Final = "PATH=/usr/bin:/bin"
 _TRIAL: Final = "/imagefs-none"
@@ -242,7 +242,7 @@ class Runsc:
             if held is not None:
                 with held:
                     held.end(number, _END_SECONDS)
-        root = sandbox.state / _ROOT
+        root = sandbox.state / ROOT
         if root.is_dir() and any(root.iterdir()):
             with suppress(ImageFSError):  # What it knew of is gone; whatever it did not remove is removed below.
                 self._call(sandbox, ["delete", "--force", sandbox.name], time.monotonic() + _END_SECONDS)
@@ -266,7 +266,7 @@ class Runsc:
 
     def _command(self, sandbox: Sandbox, log: Path, *arguments: str) -> list[str]:
         """Return a command line. What runsc is told before the command has to be equal for all commands of a sandbox, and of a snapshot."""
-        flags = runsc_program.flags(sandbox, sandbox.state / _ROOT, log, self._found.features if self._found else frozenset())
+        flags = runsc_program.flags(sandbox, sandbox.state / ROOT, log, self._found.features if self._found else frozenset())
         return [str(self._program), *flags, *arguments]
 
     def _call(self, sandbox: Sandbox, arguments: Sequence[str], until: float) -> bytes:
@@ -307,7 +307,7 @@ def _document(sandbox: Sandbox) -> dict[str, Any]:
 
 
 def _lay_out(sandbox: Sandbox, document: dict[str, Any]) -> None:
-    for name in (_ROOT, _BUNDLE):
+    for name in (ROOT, _BUNDLE):
         (sandbox.state / name).mkdir(mode=0o700)
     with open(sandbox.state / _BUNDLE / "config.json", "xb", opener=_private) as file:
         file.write(bundle.encode(document))

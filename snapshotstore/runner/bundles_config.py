@@ -34,8 +34,10 @@ _MISSED: Final = {"/dev/mqueue": {"mqueue"}, "/sys/fs/cgroup": {"cgroup", "cgrou
 """What bundles have by custom, and no sandbox has."""
 
 _OPTIONS: Final = frozenset(
-    "nosuid noexec nodev strictatime relatime ro rw private rprivate newinstance ptmxmode=0666 mode=0620 mode=755 mode=0755 mode=1777 gid=5"
-    " size=65536k".split()  # noqa: SIM905 # as config.json has them, in one line
+    [
+        *("nosuid", "noexec", "nodev", "strictatime", "relatime", "ro", "rw", "private", "rprivate", "newinstance", "ptmxmode=0666"),
+        *("mode=0620", "mode=755", "mode=0755", "mode=1777", "gid=5", "size=65536k"),
+    ]
 )
 """Those that tools write for these mounts. Others ask for something."""
 
@@ -149,7 +151,7 @@ class _Reading:
         self._linux(_section(self._document, "linux"))
         uid, gid = self._user(_section(process, "user"))
         program = BundleProgram(
-            argv=tuple(_text(word, "process.args") for word in _list(process, "args")),
+            argv=tuple(_text(word, "process.args", or_empty=True) for word in _list(process, "args")),
             environment=_variables(_list(process, "env")),
             cwd=_text(process["cwd"], "process.cwd"),
             uid=uid,
@@ -245,8 +247,8 @@ def _list(of: Mapping[str, Any], key: str) -> list[Any]:
     return found
 
 
-def _text(value: Any, what: str) -> str:
-    if not isinstance(value, str) or not value:
+def _text(value: Any, what: str, *, or_empty: bool = False) -> str:
+    if not isinstance(value, str) or not (value or or_empty):
         raise ValueError(f"{what}: {value!r:.80} is no text")
     return value
 

@@ -47,6 +47,10 @@ class Engines:
             raise UnsupportedError(f"no engine works here: {'; '.join(reasons)}", hint="`imagefs snapshot doctor` says what is missing")
         return found
 
+    def every(self) -> dict[str, Checkpointer]:
+        """Return all engines by name, whether or not they are here and work: to take away what they once ran."""
+        return {name: make(Path(shutil.which(name) or name)) for name, make in _MAKE.items()}
+
     def _one(self, name: str) -> tuple[Checkpointer, Engine]:
         if name not in self._found:
             path = shutil.which(name)

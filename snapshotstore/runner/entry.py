@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from imagefs.errors import UsageError
-from snapshotstore.app import Settings, settings_of
+from snapshotstore.app import Settings, methods_of, settings_of
 
 _HINT: Final = 'a service is a class with @app.cls(image="NAME:TAG", ...), and app is App("NAME") in the same module'
 _TEXT_MAX: Final = 16 << 20
@@ -19,11 +19,21 @@ _TEXT_MAX: Final = 16 << 20
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A service: ``target`` is ``MODULE:CLASS``, importable from ``folder``, and ``settings`` is what its decorator says."""
+    """A service: ``target`` is ``MODULE:CLASS``, importable from ``folder``, and ``settings`` is what its decorator says.
+
+    ``methods`` are those that can be called, as far as is known without running the module: None where a base class may have more.
+    """
 
     target: str
     folder: Path
     settings: Settings
+    methods: frozenset[str] | None = None
+
+    def check(self, method: str) -> None:
+        """See that there is a method. ``UsageError``."""
+        if self.methods is not None and method not in self.methods:
+            known = ", ".join(sorted(self.methods)) or "none"
+            raise UsageError(f"{self.target} has no method {method} that can be called", hint=f"those with @method(): {known}")
 
 
 def find(target: str, folder: Path) -> Entry:
@@ -42,7 +52,7 @@ def find(target: str, folder: Path) -> Entry:
         raise UsageError(f"{path} has no class {name}", hint=_HINT)
     for decorator in found.decorator_list:
         if isinstance(decorator, ast.Call) and isinstance(decorator.func, ast.Attribute) and decorator.func.attr == "cls":
-            return Entry(target, folder, _settings(decorator, tree, constants, f"{path}:{decorator.lineno}"))
+            return Entry(target, folder, _settings(decorator, tree, constants, f"{path}:{decorator.lineno}"), _methods(found))
     raise UsageError(f"{target} is no service: the class has no @app.cls(...)", hint=_HINT)
 
 
@@ -57,7 +67,7 @@ def of_class(kind: type) -> Entry:
         raise UsageError(f"{kind.__qualname__} cannot be imported elsewhere", hint="define it at the top of a module, and import that")
     path = Path(file).resolve()
     folder = path.parents[kind.__module__.count(".") + (path.name == "__init__.py")]
-    return Entry(f"{kind.__module__}:{kind.__qualname__}", folder, settings)
+    return Entry(f"{kind.__module__}:{kind.__qualname__}", folder, settings, frozenset(methods_of(kind)))
 
 
 def _files(folder: Path, parts: list[str]) -> tuple[Path, Path]:
@@ -81,6 +91,19 @@ def _class(tree: ast.AST, names: list[str]) -> ast.ClassDef | None:
         body: list[ast.stmt] = getattr(found, "body", [])
         found = next((node for node in body if isinstance(node, ast.ClassDef) and node.name == name), None)
     return found if isinstance(found, ast.ClassDef) else None
+
+
+def _methods(found: ast.ClassDef) -> frozenset[str] | None:
+    if found.bases or found.keywords:
+        return None
+    functions = [node for node in found.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return frozenset(node.name for node in functions if any(_called(decorator) == "method" for decorator in node.decorator_list))
+
+
+def _called(node: ast.expr) -> str:
+    """Return the last part of the name of what is called, or nothing."""
+    function = node.func if isinstance(node, ast.Call) else None
+    return function.attr if isinstance(function, ast.Attribute) else function.id if isinstance(function, ast.Name) else ""
 
 
 def _constants(tree: ast.Module) -> dict[str, ast.expr]:

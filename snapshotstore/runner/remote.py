@@ -1,9 +1,10 @@
 """``Service().ask.remote(x)``: one runner for all calls of a process, with the configuration that commands have.
 
-Its mounts stay for the next call, and what is frozen is published in the background. At the end of the process all of it goes.
+Its mounts stay for the next call, and what is frozen is published in the background. At the end of the process all of it goes. A process
+that this one forks has a runner of its own.
 """
 
-import atexit
+import os
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,10 @@ class _Shared:
     """The runner of this process, made by the first call."""
 
     def __init__(self) -> None:
+        self._forget()
+        os.register_at_fork(after_in_child=self._forget)
+
+    def _forget(self) -> None:
         self._lock = threading.Lock()
         self._runner: Runner | None = None
         self._publishing: list[threading.Thread] = []
@@ -27,7 +32,8 @@ class _Shared:
         with self._lock:
             if self._runner is None:
                 self._runner = Runner(load_config())
-                atexit.register(self.close)
+                # Not with atexit: by then no pool takes anything, and what was frozen could not be published any more.
+                threading._register_atexit(self.close)  # type: ignore[attr-defined] # noqa: SLF001 # nothing public comes before pools end
             runner = self._runner
         answer = runner.call(entry, method, list(args), named)
         if answer.started == COLD:

@@ -1,7 +1,8 @@
 """The host's side of the agent: a directory that is bound into the sandbox, what is said in it, and the connection on which it answers.
 
 Invariants: secrets are in the directory from when the program is told what it is to be until it has connected; each wait has a deadline,
-and ends early when the program has ended or says that it failed. Whether it is alive its heartbeat tells, and not the engine.
+and ends early when the program has ended or says that it failed. Whether it is alive its heartbeat tells, and not the engine. The program
+is not trusted: it may put anything into the directory and on the connection, so no link is followed there, and what is read is bounded.
 
 What does not live here: sandboxes and engines (``program``), and who is called when (``runner``).
 """
@@ -9,8 +10,10 @@ What does not live here: sandboxes and engines (``program``), and who is called 
 import contextlib
 import json
 import os
+import secrets as random
 import select
 import socket
+import stat
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,6 +27,8 @@ BEAT_SECONDS: Final = 30.0
 
 _LOOK: Final = 0.005
 _SOCKET: Final = "socket"
+_STATE_MAX: Final = 4 << 20
+_MESSAGE_MAX: Final = 100_000
 
 
 class Replica:
@@ -59,9 +64,7 @@ class Replica:
 
     def provide(self, environment: Mapping[str, str]) -> None:
         """Give the program variables before it begins: they are not in its command, so that other values make no other sandbox."""
-        path = self._folder / agent.BEGIN
-        path.write_text(json.dumps(dict(environment)))
-        path.chmod(0o644)
+        self._tell(agent.BEGIN, dict(environment))
 
     def until_ready(self, *, deadline: float) -> None:
         """Wait until the program can be frozen. ``ProgramError`` if it fails or ends before, ``DeadlineError``."""
@@ -74,12 +77,11 @@ class Replica:
         """Tell the program what it is to be, and wait until it has connected. Errors as of :meth:`until_ready`."""
         until = time.monotonic() + deadline
         told = {"restored": restored, "environment": dict(environment), "secrets": dict(secrets), "socket": f"{self._inside}/{_SOCKET}"}
-        new = self._folder / ".new"
-        with contextlib.suppress(FileNotFoundError):
-            (self._folder / agent.STATE).unlink()
-        new.write_text(json.dumps(told))
-        new.chmod(0o644)
-        new.rename(self._folder / agent.REPLICA)
+        try:
+            (self._folder / agent.STATE).unlink(missing_ok=True)
+            self._tell(agent.REPLICA, told)
+        except (IsADirectoryError, PermissionError) as error:
+            raise ProgramError(f"the program has made {error.filename2 or error.filename} a directory") from error
         try:
             while not select.select([self._listener], [], [], 0.05)[0]:
                 self._check(self._state(), until, "answered")
@@ -91,40 +93,106 @@ class Replica:
         """Return what the method answers. ``ProgramError`` for what it raises, and if the program ends instead; ``DeadlineError``."""
         if self._connection is None:
             raise ProgramError("the program has not connected")
-        self._connection.settimeout(deadline)
+        request = json.dumps({"method": method, "args": args, "named": named}).encode()
+        if len(request) > agent.FRAME_MAX:
+            raise LimitError(f"the arguments of {method} are {len(request)} bytes: at most {agent.FRAME_MAX} are sent")
         try:
-            agent.send(self._connection, json.dumps({"method": method, "args": args, "named": named}).encode())
-            answer = agent.receive(self._connection)
+            self._connection.settimeout(deadline)
+            agent.send(self._connection, request)
+            body = _receive(self._connection, time.monotonic() + deadline)
         except TimeoutError:
             raise DeadlineError(f"{method} did not answer within {deadline:g} s", hint="--timeout gives it longer") from None
-        except ValueError as error:
-            raise LimitError(f"{method}: {error}") from error
         except OSError:
-            answer = None
-        if answer is None:
+            body = None
+        if body is None:
             raise ProgramError(f"the program ended while {method} ran")
-        if "error" in answer:
-            raised = answer["error"]
-            raise ProgramError(f"{method} raised {raised['type']}: {raised['message']}", traceback=raised["traceback"])
-        return answer["result"]
+        return _answer(body, method)
+
+    def _tell(self, name: str, told: Mapping[str, Any]) -> None:
+        """Write a file that the program finds whole. It cannot make this one write elsewhere: the file is new, whatever is there."""
+        new = self._folder / f".{random.token_hex(8)}"
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            with os.fdopen(descriptor, "w", encoding="ascii") as file:
+                json.dump(told, file)
+                os.fchmod(descriptor, 0o644)
+            new.rename(self._folder / name)
+        except BaseException:
+            new.unlink(missing_ok=True)
+            raise
 
     def _state(self) -> dict[str, Any]:
         try:
-            found = json.loads((self._folder / agent.STATE).read_bytes())
-        except (OSError, ValueError):
+            descriptor = os.open(self._folder / agent.STATE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            with os.fdopen(descriptor, "rb") as file:
+                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                    return {}
+                found = json.loads(file.read(_STATE_MAX))
+        except (OSError, ValueError, RecursionError):
             return {}
         return found if isinstance(found, dict) else {}
 
     def _check(self, found: Mapping[str, Any], until: float, what: str) -> None:
         """Raise if there is nothing more to wait for."""
         if found.get("state") == "failed":
-            raised = found.get("error", {})
-            raise ProgramError(f"{raised.get('message', 'the program failed')}", traceback=raised.get("traceback", ""))
+            raised = _raised(found.get("error"))
+            raise ProgramError(raised["message"] or "the program failed", traceback=raised["traceback"])
         if time.monotonic() > until:
             raise DeadlineError(f"the deadline passed before the program {what}")
         if not self._is_alive():
             raise ProgramError(f"the program ended before it {what}")
         with contextlib.suppress(OSError):
-            silent = time.time() - (self._folder / agent.ALIVE).stat().st_mtime
+            silent = time.time() - (self._folder / agent.ALIVE).lstat().st_mtime
             if silent > BEAT_SECONDS:
                 raise ProgramError(f"nothing was heard of the program for {silent:.0f} s before it {what}")
+
+
+def _receive(connection: socket.socket, until: float) -> bytearray | None:
+    """Return the next frame; None at the end of the stream. ``TimeoutError``, however much of it has come; ``LimitError``."""
+    head = _exactly(connection, agent.FRAME.size, until)
+    if head is None:
+        return None
+    (length,) = agent.FRAME.unpack(head)
+    if length > agent.FRAME_MAX:
+        raise LimitError(f"an answer of {length} bytes: at most {agent.FRAME_MAX} are taken")
+    return _exactly(connection, length, until)
+
+
+def _exactly(connection: socket.socket, count: int, until: float) -> bytearray | None:
+    # Zeros that are not written to take no memory: a length is a claim.
+    buffer = bytearray(count)
+    view, at = memoryview(buffer), 0
+    while at < count:
+        left = until - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        connection.settimeout(left)
+        got = connection.recv_into(view[at:])
+        if not got:
+            return None
+        at += got
+    return buffer
+
+
+def _answer(body: bytearray, method: str) -> Any:
+    """Return the result that a frame is. ``ProgramError`` for what was raised, and for what is no answer."""
+    try:
+        answer = json.loads(body, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise ProgramError(f"what {method} answered is no JSON: {error}") from None
+    if not isinstance(answer, dict) or answer.keys() & {"result", "error"} == set():
+        raise ProgramError(f"what {method} answered is neither a result nor an error")
+    if "error" in answer:
+        raised = _raised(answer["error"])
+        raise ProgramError(f"{method} raised {raised['type']}: {raised['message']}", traceback=raised["traceback"])
+    return answer["result"]
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number")
+
+
+def _raised(found: Any) -> dict[str, str]:
+    """Return what a program says of an exception, as far as it says anything."""
+    told = found if isinstance(found, dict) else {}
+    return {key: str(told.get(key, ""))[:_MESSAGE_MAX] for key in ("type", "message", "traceback")}

@@ -40,7 +40,7 @@ from snapshotstore.runner.engines import Engines
 from snapshotstore.runner.entry import Entry
 from snapshotstore.runner.mounts import Mounts
 from snapshotstore.runner.program import Program, program_of
-from snapshotstore.runner.starting import Given, Started, Starter
+from snapshotstore.runner.starting import Given, Started, Starter, ended_on_error
 from snapshotstore.runner.workplace import ReplicaPlace, Workplace
 
 CALL_SECONDS: Final = 600.0
@@ -123,11 +123,13 @@ class Runner:
 
     def close(self) -> list[str]:
         """Publish what waits, unmount, and take the directory away; return what went wrong."""
-        self._settle(0)
-        notes = self.publish()
-        notes += self.mounts.close()
-        self._place.close()
-        return notes
+        try:
+            self._settle(0)
+            notes = self.publish()
+        finally:
+            failed = self.mounts.close()
+            self._place.close()
+        return notes + failed
 
     def call(
         self,
@@ -145,6 +147,7 @@ class Runner:
         ``args`` and ``named`` are what JSON has. ``ProgramError`` for what the method raises, ``DeadlineError`` after ``timeout`` seconds,
         and what prevents a cold start.
         """
+        entry.check(method)
         try:
             json.dumps([args, dict(named)], allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
@@ -154,12 +157,8 @@ class Runner:
         with made.clock.stage("resolve"):
             known = self.look(entry)
         started, how, reason = self._start(known, given, made)
-        try:
-            with made.clock.stage("call"):
-                result = started.replica.call(method, args, dict(named), deadline=timeout)
-        except BaseException:
-            started.end()
-            raise
+        with made.clock.stage("call"), ended_on_error(started):
+            result = started.replica.call(method, args, dict(named), deadline=timeout)
         self._end(started)
         snapshot = known.snapshot.name if known.snapshot is not None and how == RESTORED else None
         timeline = {stage: round(seconds, 4) for stage, seconds in made.clock.seconds.items()}
@@ -198,7 +197,7 @@ class Runner:
         """Look up what the store has of a service."""
         engines = self._engines.working(self._wanted)
         if not self._swept:
-            self._place.sweep([engine for engine, _ in engines])
+            self._place.sweep(self._engines.every())
             self._swept = True
         store = self._opened()
         image = resolve(store, self._image or entry.settings.image)
@@ -261,7 +260,7 @@ class Runner:
 
     def replica_place(self, known: Known) -> ReplicaPlace:
         """Make a place for a replica of a service."""
-        return self._place.replica(sources.slug(known.program.entry.settings.app))
+        return self._place.replica(sources.slug(known.program.entry.settings.app), known.engine[1].name)
 
     def _forget(self, known: Known, reason: str) -> None:
         """Do not restore a snapshot again that failed here."""

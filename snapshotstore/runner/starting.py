@@ -95,7 +95,7 @@ class Starter:
             self._mount(None)
         with clock.stage("start"):
             started = self._sandboxed(place, given, (), lambda sandbox: self._engine.start(sandbox, deadline=_START_SECONDS))
-            with _ended_on_error(started):
+            with ended_on_error(started):
                 started.replica.until_ready(deadline=READY_SECONDS)
         return started
 
@@ -136,19 +136,19 @@ class Starter:
         )
         replica = Replica(place.home / "replica", sandbox.binds[0].target, lambda: self._engine.is_alive(sandbox))
         started = Started(self._engine, sandbox, replica, place)
-        with _ended_on_error(started):
+        with ended_on_error(started):
             replica.provide(given.environment)
             begin(sandbox)
         return started
 
     def _become(self, started: Started, given: Given, clock: Clock, *, restored: bool) -> Started:
-        with clock.stage("hooks"), _ended_on_error(started):
+        with clock.stage("hooks"), ended_on_error(started):
             environment = {**self._program.environment, **given.environment}
             started.replica.become(restored=restored, environment=environment, secrets=given.secrets, deadline=SERVING_SECONDS)
         return started
 
 
-class _ended_on_error:  # noqa: N801 - read as a statement
+class ended_on_error:  # noqa: N801 - read as a statement
     """End a replica if what is done within fails, and say in the error what it wrote last."""
 
     def __init__(self, started: Started) -> None:

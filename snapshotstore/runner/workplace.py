@@ -1,7 +1,8 @@
 """Where a runner works: a directory of its own below the runtime directory, one below it for each replica, and the logs, which stay.
 
 Invariants: everything is for this user alone (0700); a directory is locked as long as its runner lives, so one that is not is a dead
-one's, and :meth:`Workplace.sweep` ends what ran there and takes it away. Logs are bounded in number, the oldest go.
+one's, and :meth:`Workplace.sweep` ends what ran there and takes it away. Directories are made, and told to be dead, under one lock, so that
+none is taken for dead before it is locked. Logs are bounded in number, the oldest go.
 """
 
 import contextlib
@@ -10,10 +11,11 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
+from imagefs.digest import digest_of
 from imagefs.errors import AccessError, ImageFSError
 from imagefs.mount.bind import unmount
 from imagefs.mount.mountinfo import read_mounts
@@ -24,6 +26,7 @@ _RUNNERS: Final = "runners"
 _LOGS: Final = "logs"
 _LOCK: Final = "lock"
 _CHECKPOINTS: Final = "-checkpoints"
+_ENGINE: Final = "engine"
 
 
 class Workplace:
@@ -39,34 +42,39 @@ class Workplace:
                 folder.mkdir(parents=True, exist_ok=True)
             for folder in (self._runners, self.logs, self._checkpoints):
                 folder.mkdir(mode=0o700, exist_ok=True)
+            # Several runtime directories may have one cache: each looks after what is its own there.
+            self._mine = f"{digest_of(os.fsencode(os.path.realpath(runtime))).hex()[:8]}-"
             self.name = secrets.token_hex(6)
             self.folder = self._runners / self.name
-            self.folder.mkdir(mode=0o700)
+            with _alone(self._runners):
+                self.folder.mkdir(mode=0o700)
+                self._lock = _locked(self.folder)
         except OSError as error:
             raise AccessError(f"cannot use {error.filename}: {error.strerror}", hint="check --runtime and --cache") from error
-        self._lock = _locked(self.folder)
         self.mounts = self.folder / "mounts"
         self.mounts.mkdir(mode=0o700)
 
-    def replica(self, app: str) -> "ReplicaPlace":
-        """Make a place for a replica of ``app``, and its log."""
+    def replica(self, app: str, engine: str) -> "ReplicaPlace":
+        """Make a place for a replica of ``app`` that ``engine`` runs, and its log."""
         name = f"r-{self.name}-{secrets.token_hex(4)}"
         home = self.folder / name
         for folder in (home, home / "state", home / "replica"):
             folder.mkdir(mode=0o700)
+        (home / _ENGINE).write_text(engine)
         stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
         self._prune()
         return ReplicaPlace(name, home, self.logs / f"{app}-{stamp}-{name[2:]}.log")
 
     def checkpoint(self) -> Path:
         """Make an empty directory for what is frozen."""
-        folder = self._checkpoints / f"{self.name}-{secrets.token_hex(4)}"
+        folder = self._checkpoints / f"{self._mine}{self.name}-{secrets.token_hex(4)}"
         folder.mkdir(mode=0o700)
         return folder
 
     def close(self) -> None:
         """Take the directory away; whoever mounted something there has unmounted it."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        with _alone(self._runners):
+            shutil.rmtree(self.folder, ignore_errors=True)
         os.close(self._lock)
 
     def _prune(self) -> None:
@@ -75,23 +83,29 @@ class Workplace:
         for path in found[: max(0, len(found) - LOGS_MAX + 1)]:
             path.unlink(missing_ok=True)
 
-    def sweep(self, engines: Iterable[Checkpointer]) -> None:
-        """Take away what killed runners left: programs, mounts, directories. What cannot be taken away now stays for the next one."""
-        engines = list(engines)
-        dead = set()
-        for folder in self._runners.iterdir():
-            lock = _locked(folder, wait=False) if folder != self.folder else -1
-            if lock < 0:
-                continue
-            try:
+    def sweep(self, engines: Mapping[str, Checkpointer]) -> None:
+        """Take away what killed runners left: programs, mounts, directories. What cannot be taken away now stays for the next one.
+
+        ``engines`` has all that may have run something here, by name, whether or not they still work.
+        """
+        # Before the runners: one that makes a checkpoint from now on is among those.
+        checkpoints = [folder for folder in self._checkpoints.iterdir() if folder.name.startswith(self._mine)]
+        dead = []
+        with _alone(self._runners):
+            folders = [folder for folder in self._runners.iterdir() if folder.is_dir()]
+            for folder in folders:
+                lock = _locked(folder, wait=False) if folder != self.folder else -1
+                if lock >= 0:
+                    dead.append((folder, lock))
+        try:
+            for folder, _ in dead:
                 _take_away(folder, engines)
-                dead.add(folder.name)
-            finally:
+        finally:
+            for _, lock in dead:
                 os.close(lock)
-        known = {folder.name for folder in self._runners.iterdir()}
-        for folder in self._checkpoints.iterdir():
-            owner = folder.name.partition("-")[0]
-            if owner in dead or owner not in known:
+        living = {folder.name for folder in folders} - {folder.name for folder, _ in dead}
+        for folder in checkpoints:
+            if folder.name.removeprefix(self._mine).partition("-")[0] not in living:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -112,20 +126,40 @@ class ReplicaPlace:
                 self.output.unlink()
 
 
-def _take_away(folder: Path, engines: list[Checkpointer]) -> None:
+def logs_of(runtime: Path) -> list[Path]:
+    """Return the logs of replicas below ``runtime``, the newest first."""
+    return sorted((runtime / _LOGS).glob("*.log"), key=_mtime, reverse=True)
+
+
+def _take_away(folder: Path, engines: Mapping[str, Checkpointer]) -> None:
     for home in folder.glob("r-*"):
-        state = home / "state"
-        gone = Sandbox(name=home.name, root=Path("/"), state=state, output=home / "none", argv=("none",))
-        for engine in engines:
-            with contextlib.suppress(ImageFSError, OSError):
-                if state.is_dir():
-                    engine.remove(gone)
+        with contextlib.suppress(ImageFSError, OSError, KeyError):
+            # By its own engine alone: another one knows nothing of its programs, and takes away what is known of them.
+            engine = engines[(home / _ENGINE).read_text()]
+            engine.remove(Sandbox(name=home.name, root=Path("/"), state=home / "state", output=home / "none", argv=("none",)))
+    for point in _mounted_below(folder):
+        with contextlib.suppress(ImageFSError):
+            unmount(point, lazy=True)
+    if not _mounted_below(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _mounted_below(folder: Path) -> list[Path]:
+    """Return the mountpoints below a directory, what lies over others first."""
     below = os.fsencode(folder) + b"/"
-    for entry in reversed(list(read_mounts())):
-        if os.fsencode(entry.mountpoint).startswith(below):
-            with contextlib.suppress(ImageFSError):
-                unmount(Path(os.fsdecode(entry.mountpoint)), lazy=True)
-    shutil.rmtree(folder, ignore_errors=True)
+    found = [os.fsencode(entry.mountpoint) for entry in read_mounts()]
+    return [Path(os.fsdecode(point)) for point in reversed(found) if point.startswith(below)]
+
+
+@contextlib.contextmanager
+def _alone(runners: Path) -> Iterator[None]:
+    """Be the only one that makes directories of runners, takes them away, or tells which are dead."""
+    descriptor = os.open(runners, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _locked(folder: Path, *, wait: bool = True) -> int:

@@ -53,6 +53,7 @@ def run_command(
 
     What the program prints is in a log of its own, which `--json` names.
     """
+    from imagefs.errors import ProgramError
     from snapshotstore.runner.entry import find
     from snapshotstore.runner.runner import Runner
 
@@ -62,6 +63,9 @@ def run_command(
     try:
         answer = runner.call(entry, method, args, named, timeout=timeout, network=network, cgroup=cgroup)
         _print(invocation, answer)
+    except ProgramError as error:
+        output.say(error.traceback.rstrip())
+        raise
     finally:
         for note in runner.close():
             output.say(f"imagefs: {note}")
