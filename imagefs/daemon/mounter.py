@@ -2,6 +2,9 @@
 
 That is a bind mount of ``trees/<manifest>`` of the FUSE mount, or in kernel mode an overlay whose last layer is its ``objects/``.
 
+A snapshot is restored again and again, and is mounted each time for a moment: it is shown for a while longer, so that the kernel keeps its
+pages and the next restore need not ask for them.
+
 Invariants: a mount that fails at any step leaves nothing mounted and no slot taken; an image is shown as long as it is mounted or one of
 its files is open; the table knows of each before the kernel does, as the next worker goes by it. Calls that touch a mount of ours run in
 threads, because this very process answers them.
@@ -32,10 +35,12 @@ from imagefs.mount.bind import BusyError, bind_readonly, unmount
 from imagefs.mount.checks import check_mountpoint
 from imagefs.mount.holders import holders
 from imagefs.mount.kernel import settle
-from imagefs.mount.mountinfo import FUSE_TYPE, MountEntry, is_image, mount_at, read_mounts
+from imagefs.mount.mountinfo import FUSE_TYPE, MountEntry, is_image, mount_at, read_images
 from imagefs.mount.table import FUSE, KERNEL, MountRecord, MountTable
 
 _CALL_SECONDS = 20.0
+_WARM_SECONDS = 300.0
+_WARM_MAX = 8
 
 
 class RootMounter:
@@ -65,6 +70,7 @@ class RootMounter:
         self._log = log
         self._lock = trio.Lock()
         self._unsure: set[int] = set()  # slots of which it is not known how many files are open
+        self._left: dict[int, float] = {}  # when snapshots were unmounted, by slot, the last one last
 
     @property
     def idle(self) -> bool:
@@ -199,12 +205,25 @@ class RootMounter:
             # What is mounted is what counts; the file is put right by the next change.
             self._log.warning("table_not_saved", error=error.message)
         if slot is not None:
+            if slot.image.manifest.kind != IMAGE:
+                self._left.pop(slot.number, None)
+                self._left[slot.number] = time.monotonic()
             self._let_go(slot)
+
+    def _is_warm(self, slot: Slot) -> bool:
+        """Say whether an image is one of the few snapshots that were unmounted of late."""
+        left = self._left.get(slot.number)
+        if left is None:
+            return False
+        if time.monotonic() - left < _WARM_SECONDS and slot.number in list(self._left)[-_WARM_MAX:]:
+            return True
+        del self._left[slot.number]
+        return False
 
     def _let_go(self, slot: Slot) -> None:
         """Take an image out if nobody uses it any more, as far as is known."""
         name = slot.image.name
-        if self._forest.is_in_use(slot) or self._table.of_image(name):
+        if self._forest.is_in_use(slot) or self._table.of_image(name) or self._is_warm(slot):
             return
         if slot.number in self._unsure and self._table.lingers(name) and len(self._table):
             return
@@ -244,9 +263,11 @@ class RootMounter:
     async def reconcile(self) -> None:
         """Forget mounts that somebody else took away, and images that only open files had kept."""
         async with self._lock:
-            entries = read_mounts()
-            device = self._device()
-            there = {entry.mountpoint for entry in entries if is_image(entry) and (entry.fstype != FUSE_TYPE or entry.device == device)}
+            entries = read_images()
+            fuse = mount_at(self._fuse, entries)
+            there = {
+                entry.mountpoint for entry in entries if entry.fstype != FUSE_TYPE or (fuse is not None and entry.device == fuse.device)
+            }
             for record in self._table:
                 if record.mountpoint not in there:
                     self._log.info("unmounted_by_others", mountpoint=record.mountpoint)
