@@ -23,6 +23,7 @@ import contextlib
 import importlib
 import json
 import os
+import platform
 import signal
 import socket
 import struct
@@ -64,7 +65,8 @@ def main() -> None:
     threading.Thread(target=agent.beat, daemon=True, name="alive").start()
     try:
         service = agent.begin(target)
-        agent.say("ready")
+        torch = sys.modules.get("torch")
+        agent.say("ready", python=platform.python_version(), torch=str(getattr(torch, "__version__", "")))
         agent.become(service, agent.wait())
     except BaseException as error:  # noqa: BLE001 # whatever it is, the host is told
         traceback.print_exc()

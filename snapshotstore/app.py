@@ -49,7 +49,8 @@ class Settings(NamedTuple):
     """What a service is: where it runs, and whether its beginning is frozen.
 
     ``image`` is a ref; ``environment`` names variables that the program is given when it starts, and which therefore are in a snapshot;
-    ``secrets`` names those that it is given after every restore, and that never are.
+    ``secrets`` names those that it is given after every restore, and that never are. With ``fixed_layout`` each start has equal addresses
+    and hash seeds, so that its snapshots share their pages; without, each has its own, as is usual.
     """
 
     app: str
@@ -57,6 +58,7 @@ class Settings(NamedTuple):
     enable_memory_snapshot: bool
     environment: tuple[str, ...]
     secrets: tuple[str, ...]
+    fixed_layout: bool = True
 
 
 class App:
@@ -71,10 +73,16 @@ class App:
         self.after: list[tuple[Callable[[], Any], float]] = []
 
     def cls(
-        self, *, image: str, enable_memory_snapshot: bool = False, environment: tuple[str, ...] = (), secrets: tuple[str, ...] = ()
+        self,
+        *,
+        image: str,
+        enable_memory_snapshot: bool = False,
+        environment: tuple[str, ...] = (),
+        secrets: tuple[str, ...] = (),
+        fixed_layout: bool = True,
     ) -> Callable[[_C], _C]:
         """Make a class a service. See :class:`Settings`."""
-        settings = Settings(self.name, image, enable_memory_snapshot, tuple(environment), tuple(secrets))
+        settings = Settings(self.name, image, enable_memory_snapshot, tuple(environment), tuple(secrets), fixed_layout)
 
         def mark(kind: _C) -> _C:
             setattr(kind, _SERVICE, (self, settings))

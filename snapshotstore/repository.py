@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from os import fsdecode
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from msgspec import structs
 
@@ -35,14 +35,14 @@ from imagefs.convert.pieces import cut, with_holes
 from imagefs.convert.platforms import Target
 from imagefs.convert.stages import Clock, Progress
 from imagefs.digest import Buffer, Hasher
-from imagefs.errors import ImageFSError, UnsupportedError, UsageError
+from imagefs.errors import UnsupportedError, UsageError
 from imagefs.format.erofs_writer import write_tree
 from imagefs.format.manifest import SNAPSHOT, BlobName, Manifest, Platform
 from imagefs.format.objectmap import build_object_map
 from imagefs.format.tree import INLINE_MAX
 from imagefs.store.base import ObjectStore
 from imagefs.store.images import get_manifest, put_blob, put_manifest
-from imagefs.store.refs import Ref, publish, read, resolve
+from imagefs.store.refs import Ref, publish, resolve
 from snapshotstore import lineage, manifest
 from snapshotstore.fingerprints import FRAME_PAGES, FRAMES_MAX, PAGE, PAGES_MAX, PageIndex, PageTable, TablePack, encode
 from snapshotstore.handmade import Below
@@ -93,13 +93,6 @@ class Snapshot:
     ref: str
     manifest: Manifest
     record: Record
-
-
-class Variants(NamedTuple):
-    """What stands below one name: the snapshots, and of the other refs why they are none that can be used."""
-
-    snapshots: list[Snapshot]
-    refused: list[tuple[str, ImageFSError]]
 
 
 # -- pushing ------------------------------------------------------------------------------------------------------------------------------
@@ -349,25 +342,6 @@ def inspect(store: ObjectStore, text: str) -> Snapshot:
     """Return the snapshot that a ref or a digest names. ``UnsupportedError`` if it is an image, or its record of another format."""
     name = resolve(store, text)
     return _snapshot(store, name, text)
-
-
-def variants(store: ObjectStore, name: str) -> Variants:
-    """Return all that is published under ``name``, by tag: variants of one snapshot. A store that is not well is an error."""
-    found = Variants([], [])
-    # Parsed, so that what is no name is refused before it is part of a key.
-    start = Ref.parse(f"{name}:x").key[:-1]
-    for info in store.list(start):
-        tag = info.key.removeprefix(start)
-        if "/" in tag:
-            continue
-        text = f"{name}:{tag}"
-        try:
-            found.snapshots.append(_snapshot(store, read(store, Ref.parse(text)).manifest, text))
-        except ImageFSError as error:
-            if error.retryable:
-                raise
-            found.refused.append((text, error))
-    return found
 
 
 def amend(store: ObjectStore, snapshot: Snapshot, record: Record, ref: Ref) -> str:

@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from imagefs.errors import DeadlineError, EngineError, ImageFSError, StoreFullError, UnsupportedError
-from snapshotstore.checkpoint import bundle, runsc_notes, runsc_program, runsc_sockets
+from snapshotstore.checkpoint import bundle, runsc_notes, runsc_program, runsc_reader, runsc_sockets
 from snapshotstore.checkpoint.base import ENGINE, Engine, Sandbox
 from snapshotstore.checkpoint.runsc_keeper import Request, said
 
@@ -43,9 +43,8 @@ _FILES: Final = ("checkpoint.img", "pages_meta.img", "pages.img", IDENTITY)
 
 _KEEPER: Final = "snapshotstore.checkpoint.runsc_keeper"
 _BUNDLE: Final = "bundle"
-ROOT: Final = "runsc"
+_ROOT: Final = "runsc"
 _PID_FILE: Final = "sandbox.pid"
-_PATH: Final = "PATH=/usr/bin:/bin"
 _TRIAL: Final = "/imagefs-none"
 _TRIAL_SECONDS: Final = 30.0
 _END_SECONDS: Final = 10.0
@@ -196,10 +195,24 @@ class Runsc:
         count = runsc_sockets.count_open(self._call(sandbox, ["export-metrics", sandbox.name], until))
         if count == 0:
             return []
-        with suppress(EngineError):  # The image may have no such program.
-            table = self._call(sandbox, ["exec", "--env", _PATH, "--cwd", "/", sandbox.name, "cat", *runsc_sockets.TCP_TABLES], until)
-            return [f"TCP {connection}" for connection in runsc_sockets.connections(table.decode(errors="replace"))]
-        return [f"{'some' if count is None else count} TCP connections (its image has no cat(1) to see which)"]
+        with suppress(EngineError):
+            return [f"TCP {connection}" for connection in runsc_sockets.connections(self._tcp_tables(sandbox, until))]
+        return [f"{'some' if count is None else count} TCP connections (nobody can see which)"]
+
+    def tcp_tables(self, sandbox: Sandbox, *, deadline: float) -> str:
+        """Return the tables of the program's TCP sockets, as in ``/proc/net/tcp``. ``EngineError`` if they cannot be read."""
+        return self._tcp_tables(sandbox, time.monotonic() + deadline)
+
+    def _tcp_tables(self, sandbox: Sandbox, until: float) -> str:
+        with runsc_reader.ways() as ways:
+            problem: EngineError | None = None
+            for way in ways:
+                command = ["exec", *way.options, "--cwd", "/", sandbox.name, "cat", *runsc_sockets.TCP_TABLES]
+                try:
+                    return self._call(sandbox, command, until, way.descriptors).decode(errors="replace")
+                except EngineError as error:
+                    problem = error
+        raise problem or EngineError("there is no way to read in a sandbox")
 
     # -- it is there, or is not -----------------------------------------------------------------------------------------------------------
 
@@ -242,7 +255,7 @@ class Runsc:
             if held is not None:
                 with held:
                     held.end(number, _END_SECONDS)
-        root = sandbox.state / ROOT
+        root = sandbox.state / _ROOT
         if root.is_dir() and any(root.iterdir()):
             with suppress(ImageFSError):  # What it knew of is gone; whatever it did not remove is removed below.
                 self._call(sandbox, ["delete", "--force", sandbox.name], time.monotonic() + _END_SECONDS)
@@ -266,15 +279,15 @@ class Runsc:
 
     def _command(self, sandbox: Sandbox, log: Path, *arguments: str) -> list[str]:
         """Return a command line. What runsc is told before the command has to be equal for all commands of a sandbox, and of a snapshot."""
-        flags = runsc_program.flags(sandbox, sandbox.state / ROOT, log, self._found.features if self._found else frozenset())
+        flags = runsc_program.flags(sandbox, sandbox.state / _ROOT, log, self._found.features if self._found else frozenset())
         return [str(self._program), *flags, *arguments]
 
-    def _call(self, sandbox: Sandbox, arguments: Sequence[str], until: float) -> bytes:
+    def _call(self, sandbox: Sandbox, arguments: Sequence[str], until: float, descriptors: Sequence[int] = ()) -> bytes:
         """Run a command to its end; return what it wrote."""
         log = sandbox.state / f"{arguments[0]}.log"
         log.unlink(missing_ok=True)
         try:
-            return runsc_program.run(self._command(sandbox, log, *arguments), until)
+            return runsc_program.run(self._command(sandbox, log, *arguments), until, descriptors=descriptors)
         except runsc_program.StatusError as error:
             raise EngineError(said(log)) from error
 
@@ -307,7 +320,7 @@ def _document(sandbox: Sandbox) -> dict[str, Any]:
 
 
 def _lay_out(sandbox: Sandbox, document: dict[str, Any]) -> None:
-    for name in (ROOT, _BUNDLE):
+    for name in (_ROOT, _BUNDLE):
         (sandbox.state / name).mkdir(mode=0o700)
     with open(sandbox.state / _BUNDLE / "config.json", "xb", opener=_private) as file:
         file.write(bundle.encode(document))

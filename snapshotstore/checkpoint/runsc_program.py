@@ -33,8 +33,11 @@ class StatusError(Exception):
     """A command ended with another status than 0. What it said is in its log."""
 
 
-def run(command: Sequence[str], until: float, *, with_errors: bool = False) -> bytes:
-    """Run a command to its end; return its output. ``StatusError``; ``DeadlineError``, and then it is killed."""
+def run(command: Sequence[str], until: float, *, with_errors: bool = False, descriptors: Sequence[int] = ()) -> bytes:
+    """Run a command to its end; return its output. ``StatusError``; ``DeadlineError``, and then it is killed.
+
+    It is given ``descriptors`` by their numbers here.
+    """
     try:
         done = subprocess.run(  # noqa: S603 - the program is the operator's choice
             command,
@@ -44,6 +47,7 @@ def run(command: Sequence[str], until: float, *, with_errors: bool = False) -> b
             timeout=max(until - time.monotonic(), 0.001),
             check=False,
             umask=0o077,
+            pass_fds=descriptors,
         )
     except subprocess.TimeoutExpired:
         raise DeadlineError(f"{Path(command[0]).name} did not end before the deadline") from None

@@ -86,7 +86,9 @@ def read_bundle(folder: Path) -> Bundle:
     reading = _Reading(_parse(path), str(path))
     try:
         program, root = reading.read()
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+    except KeyError as error:
+        raise SourceError(f"{path} is no configuration of a bundle: it lacks {error.args[0]}") from None
+    except (TypeError, ValueError, AttributeError) as error:
         raise SourceError(f"{path} is no configuration of a bundle: {error}") from None
     if reading.refused:
         raise UnsupportedError(

@@ -122,12 +122,13 @@ def _settings(call: ast.Call, tree: ast.Module, constants: dict[str, ast.expr], 
     image = given.get("image")
     if not isinstance(image, str) or call.args or len(given) != len(call.keywords):
         raise UsageError(f"{place}: @app.cls needs image=..., by name", hint=_HINT)
-    if unknown := sorted(set(given) - {"image", "enable_memory_snapshot", "environment", "secrets"}):
+    if unknown := sorted(set(given) - {"image", "enable_memory_snapshot", "environment", "secrets", "fixed_layout"}):
         raise UsageError(f"{place}: @app.cls does not know {', '.join(unknown)}", hint=_HINT)
     names = [tuple(given.get(key, ())) for key in ("environment", "secrets")]
     if not all(isinstance(name, str) for group in names for name in group):
         raise UsageError(f"{place}: environment and secrets are lists of names", hint=_HINT)
-    return Settings(app, image, bool(given.get("enable_memory_snapshot", False)), names[0], names[1])
+    frozen, fixed = bool(given.get("enable_memory_snapshot", False)), bool(given.get("fixed_layout", True))
+    return Settings(app, image, frozen, names[0], names[1], fixed)
 
 
 def _app(call: ast.Call, tree: ast.Module, constants: dict[str, ast.expr], place: str) -> str:

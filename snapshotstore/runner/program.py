@@ -58,6 +58,7 @@ class Program:
             gid=user,
             binds=(Bind(source=home / "replica", target=REPLICA, writable=True),),
             lower=lower,
+            fixed_layout=self.entry.settings.fixed_layout,
         )
 
     def spec(self, engine: Engine) -> str:
@@ -75,9 +76,10 @@ def program_of(entry: Entry, *, image: str, config: Mapping[str, Any], source_di
     """
     if lacking := sorted(name for name in entry.settings.environment if name not in given):
         raise UsageError(f"{entry.target} needs {', '.join(lacking)} in the environment", hint="its decorator names them")
+    seed = str(int.from_bytes(digest_of(entry.settings.app.encode())[: _SEED_BITS // 8], "big"))
     own = {
         "PYTHONPATH": f"{APP}:{AGENT}",
-        "PYTHONHASHSEED": str(int.from_bytes(digest_of(entry.settings.app.encode())[: _SEED_BITS // 8], "big")),
+        "PYTHONHASHSEED": seed if entry.settings.fixed_layout else "random",
         "PYTHONUNBUFFERED": "1",
     }
     environment = {"PATH": _PATH, "HOME": "/", **image_environment(config), **own}
@@ -87,6 +89,7 @@ def program_of(entry: Entry, *, image: str, config: Mapping[str, Any], source_di
         target=entry.target,
         environment=sorted({*environment, *entry.settings.environment}),
         app=entry.settings.app,
+        fixed_layout=entry.settings.fixed_layout,
     )
     return Program(entry, image, environment, source_digest, key)
 

@@ -17,7 +17,7 @@ import stat
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from imagefs.errors import DeadlineError, LimitError, ProgramError
 from snapshotstore import agent
@@ -27,8 +27,16 @@ BEAT_SECONDS: Final = 30.0
 
 _LOOK: Final = 0.005
 _SOCKET: Final = "socket"
+_VERSION_MAX: Final = 64
 _STATE_MAX: Final = 4 << 20
 _MESSAGE_MAX: Final = 100_000
+
+
+class Ready(NamedTuple):
+    """The versions of Python and of torch, which is empty where it was not imported."""
+
+    python: str
+    torch: str
 
 
 class Replica:
@@ -66,12 +74,13 @@ class Replica:
         """Give the program variables before it begins: they are not in its command, so that other values make no other sandbox."""
         self._tell(agent.BEGIN, dict(environment))
 
-    def until_ready(self, *, deadline: float) -> None:
-        """Wait until the program can be frozen. ``ProgramError`` if it fails or ends before, ``DeadlineError``."""
+    def until_ready(self, *, deadline: float) -> Ready:
+        """Wait until the program can be frozen; return what it says of itself. ``ProgramError`` if it fails or ends, ``DeadlineError``."""
         until = time.monotonic() + deadline
         while (found := self._state()).get("state") != "ready":
             self._check(found, until, "could be frozen")
             time.sleep(_LOOK)
+        return Ready(*(str(found.get(name, ""))[:_VERSION_MAX] for name in Ready._fields))
 
     def become(self, *, restored: bool, environment: Mapping[str, str], secrets: Mapping[str, str], deadline: float) -> None:
         """Tell the program what it is to be, and wait until it has connected. Errors as of :meth:`until_ready`."""

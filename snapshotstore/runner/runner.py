@@ -18,6 +18,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Self
@@ -36,10 +37,13 @@ from snapshotstore.manifest import Economics, Oci, Record, Runtime
 from snapshotstore.manifest import Program as PythonProgram
 from snapshotstore.repository import Snapshot
 from snapshotstore.runner import source as sources
+from snapshotstore.runner import timeline
+from snapshotstore.runner.choosing import Chosen, choose
 from snapshotstore.runner.engines import Engines
 from snapshotstore.runner.entry import Entry
 from snapshotstore.runner.mounts import Mounts
 from snapshotstore.runner.program import Program, program_of
+from snapshotstore.runner.replica import Ready
 from snapshotstore.runner.starting import Given, Started, Starter, ended_on_error
 from snapshotstore.runner.workplace import ReplicaPlace, Workplace
 
@@ -85,6 +89,7 @@ class _Frozen:
     folder: Path
     known: Known
     cold: float
+    ready: Ready | None
 
 
 @dataclass(slots=True)
@@ -93,6 +98,8 @@ class _Call:
 
     clock: Clock = field(default_factory=Clock)
     notes: list[str] = field(default_factory=list)
+    began: float = field(default_factory=time.time)
+    has_failed: bool = False
 
 
 class Runner:
@@ -161,8 +168,22 @@ class Runner:
             result = started.replica.call(method, args, dict(named), deadline=timeout)
         self._end(started)
         snapshot = known.snapshot.name if known.snapshot is not None and how == RESTORED else None
-        timeline = {stage: round(seconds, 4) for stage, seconds in made.clock.seconds.items()}
-        return Answer(result, how, reason, snapshot, known.engine[1].name, timeline, tuple(made.notes), str(started.output))
+        stages = {stage: round(seconds, 4) for stage, seconds in made.clock.seconds.items()}
+        engine = known.engine[1].name
+        timeline.keep(
+            started.output,
+            timeline.Timeline(
+                began=made.began,
+                target=entry.target,
+                started=how,
+                reason=reason,
+                engine=engine,
+                snapshot=snapshot,
+                stages=stages,
+                failed=reason if made.has_failed else "",
+            ),
+        )
+        return Answer(result, how, reason, snapshot, engine, stages, tuple(made.notes), str(started.output))
 
     def _end(self, started: Started) -> None:
         """Let a replica end by itself: its caller has its answer, and need not wait for that."""
@@ -200,34 +221,20 @@ class Runner:
             self._place.sweep(self._engines.every())
             self._swept = True
         store = self._opened()
-        image = resolve(store, self._image or entry.settings.image)
         tree = sources.read_tree(entry.folder)
+        image = resolve(store, self._image or entry.settings.image)
         config = get_manifest(store, image).config
         program = program_of(entry, image=image, config=config, source_digest=tree.digest, given=environment())
-        source = sources.publish(store, tree, entry.settings.app)
-        snapshot, engine, reason = None, engines[0], "snapshots are turned off"
-        if self._snapshots and not entry.settings.enable_memory_snapshot:
-            reason = "the service does not ask for snapshots (enable_memory_snapshot)"
-        elif self._snapshots:
-            snapshot, engine, reason = self._choose(program, engines)
-        return Known(program, source, snapshot, engine, reason, time.monotonic() + KNOWN_SECONDS)
-
-    def _choose(
-        self, program: Program, engines: list[tuple[Checkpointer, Engine]]
-    ) -> tuple[Snapshot | None, tuple[Checkpointer, Engine], str]:
-        """Return the snapshot to restore and its engine, or why there is none and the engine for a cold start."""
-        found = repository.variants(self._opened(), program.name)
-        reasons = [f"{text}: {error.message}" for text, error in found.refused]
-        for engine in engines:
-            of_engine = [one for one in found.snapshots if one.record.runtime.engine == engine[1].name and one.name not in self._broken]
-            here = replace(compat.collect([engine[1]]), image=program.image, spec=program.spec(engine[1]), key=program.key)
-            choice = compat.choose([one.record for one in of_engine], here)
-            if choice.best is not None:
-                return of_engine[choice.best], engine, ""
-            for one, mismatches in zip(of_engine, choice.mismatches, strict=True):
-                reasons += [f"{one.ref}: {mismatch.why}" for mismatch in mismatches if mismatch.fatal]
-        reasons += [f"{one.ref}: {self._broken[one.name]}" for one in found.snapshots if one.name in self._broken]
-        return None, engines[0], "; ".join(reasons) or "there is no snapshot of it yet"
+        with ThreadPoolExecutor(1, thread_name_prefix="source") as pool:
+            # At once with the next questions: each is a way to the store and back.
+            source = pool.submit(sources.publish, store, tree, entry.settings.app)
+            if not self._snapshots:
+                chosen = Chosen(None, engines[0], "snapshots are turned off")
+            elif not entry.settings.enable_memory_snapshot:
+                chosen = Chosen(None, engines[0], "the service does not ask for snapshots (enable_memory_snapshot)")
+            else:
+                chosen = choose(store, program, engines, self._broken)
+            return Known(program, source.result(), chosen.snapshot, chosen.engine, chosen.reason, time.monotonic() + KNOWN_SECONDS)
 
     def _opened(self) -> ObjectStore:
         if self._store is None:
@@ -246,6 +253,7 @@ class Runner:
                     return starter.restore(known.snapshot, self.replica_place(known), given, made.clock), RESTORED, ""
                 except (ImageFSError, OSError) as error:
                     reason = f"the restore of {known.snapshot.ref} failed: {getattr(error, 'message', error)}"
+            made.has_failed = True
             made.clock.seconds = {"failed restore": round(seconds[0], 4)}
             self._forget(known, reason)
         with _timed() as seconds:
@@ -279,7 +287,7 @@ class Runner:
             shutil.rmtree(folder, ignore_errors=True)
             return
         with self._lock:
-            self._frozen.append(_Frozen(folder, known, cold))
+            self._frozen.append(_Frozen(folder, known, cold, started.ready))
 
     # -- afterwards -----------------------------------------------------------------------------------------------------------------------
 
@@ -301,14 +309,15 @@ class Runner:
     def _push(self, frozen: _Frozen) -> None:
         known = frozen.known
         program, engine = known.program, known.engine[1]
-        record = _record(program, engine, known.source, frozen.cold)
+        record = _record(frozen)
         tag = f"{engine.name}-{digest_of(repr(record.cpu).encode()).hex()[:12]}"
         repository.push(self._opened(), frozen.folder, record, Ref.parse(f"{program.name}:{tag}"))
         with self._lock:
             self._known.pop((program.entry.target, program.entry.folder), None)
 
 
-def _record(program: Program, engine: Engine, source: str, cold: float) -> Record:
+def _record(frozen: _Frozen) -> Record:
+    program, engine, ready = frozen.known.program, frozen.known.engine[1], frozen.ready or Ready("", "")
     here = compat.collect([engine])
     settings = program.entry.settings
     return Record(
@@ -320,13 +329,14 @@ def _record(program: Program, engine: Engine, source: str, cold: float) -> Recor
         key=program.key,
         created=time.time(),
         python=PythonProgram(
-            version="",
+            version=ready.python,
+            torch=ready.torch,
             argv=program.argv,
             environment=tuple(sorted({*program.environment, *settings.environment})),
             entry=program.entry.target,
-            source=source,
+            source=frozen.known.source,
         ),
-        economics=Economics(cold_p50=round(cold, 4)),
+        economics=Economics(cold_p50=round(frozen.cold, 4)),
     )
 
 

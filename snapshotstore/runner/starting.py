@@ -19,7 +19,7 @@ from snapshotstore.checkpoint.base import LAYER, Checkpointer, Engine, Sandbox
 from snapshotstore.repository import Snapshot
 from snapshotstore.runner.mounts import Mounts
 from snapshotstore.runner.program import Program
-from snapshotstore.runner.replica import Replica
+from snapshotstore.runner.replica import Ready, Replica
 from snapshotstore.runner.workplace import ReplicaPlace
 
 READY_SECONDS: Final = 3600.0
@@ -51,6 +51,7 @@ class Started:
         self.sandbox = sandbox
         self.replica = replica
         self.output = place.output
+        self.ready: Ready | None = None
         self._place = place
 
     def close(self) -> None:
@@ -96,7 +97,7 @@ class Starter:
         with clock.stage("start"):
             started = self._sandboxed(place, given, (), lambda sandbox: self._engine.start(sandbox, deadline=_START_SECONDS))
             with ended_on_error(started):
-                started.replica.until_ready(deadline=READY_SECONDS)
+                started.ready = started.replica.until_ready(deadline=READY_SECONDS)
         return started
 
     def freeze(self, started: Started, folder: Path, clock: Clock) -> None:

@@ -79,9 +79,10 @@ class Workplace:
 
     def _prune(self) -> None:
         # A name begins with an app, so the time is the file's own.
-        found = sorted(self.logs.glob("*.log"), key=_mtime)
-        for path in found[: max(0, len(found) - LOGS_MAX + 1)]:
-            path.unlink(missing_ok=True)
+        for pattern in ("*.log", "*.json"):
+            found = sorted(self.logs.glob(pattern), key=_mtime)
+            for path in found[: max(0, len(found) - LOGS_MAX + 1)]:
+                path.unlink(missing_ok=True)
 
     def sweep(self, engines: Mapping[str, Checkpointer]) -> None:
         """Take away what killed runners left: programs, mounts, directories. What cannot be taken away now stays for the next one.
@@ -126,9 +127,14 @@ class ReplicaPlace:
                 self.output.unlink()
 
 
+def logs_folder(runtime: Path) -> Path:
+    """Return where the logs of replicas are, and the files that tell how they started (``timeline``)."""
+    return runtime / _LOGS
+
+
 def logs_of(runtime: Path) -> list[Path]:
     """Return the logs of replicas below ``runtime``, the newest first."""
-    return sorted((runtime / _LOGS).glob("*.log"), key=_mtime, reverse=True)
+    return sorted(logs_folder(runtime).glob("*.log"), key=_mtime, reverse=True)
 
 
 def _take_away(folder: Path, engines: Mapping[str, Checkpointer]) -> None:

@@ -23,8 +23,9 @@ from imagefs.store.opening import open_store
 from imagefs.store.refs import Ref, read
 from snapshotstore import lineage, manifest
 from snapshotstore.fingerprints import PAGE
+from snapshotstore.listing import listing
 from snapshotstore.manifest import Economics
-from snapshotstore.repository import amend, inspect, push, variants
+from snapshotstore.repository import amend, inspect, push
 from tests.daemon.place import Place
 from tests.snapshots.checkpoints import changed, checkpoint, map_of, memory, objects_of, record, stored
 from tests.store.faulty import Fault, FaultyStore, flipped
@@ -425,12 +426,13 @@ def test_variants_stand_under_one_name(store: ObjectStore, tmp_path: Path) -> No
     push(store, folder, record(), Ref("service/other", "criu"))
     convert(f"dir:{folder}", Ref("service", "image"), store, jobs=1)
     (tmp_path / "store/refs/service/damaged").write_bytes(b"{}")
-    found = variants(store, "service")
-    assert [one.ref for one in found.snapshots] == ["service:criu", "service:runsc"]
-    assert {text: type(error) for text, error in found.refused} == {"service:damaged": IntegrityError, "service:image": UnsupportedError}
-    assert variants(store, "nothing") == ([], [])
+    found = listing(store, "service")
+    assert [str(one.ref) for one in found.snapshots] == ["service:criu", "service:runsc"]
+    assert [str(one.ref) for one in found.images] == ["service:image"]
+    assert {str(ref): type(error) for ref, error in found.unreadable} == {"service:damaged": IntegrityError}
+    assert listing(store, "nothing") == ([], [], [])
     with pytest.raises(UsageError):
-        variants(store, "../x")
+        listing(store, "../x")
 
 
 def test_a_record_can_be_amended(store: ObjectStore, tmp_path: Path) -> None:

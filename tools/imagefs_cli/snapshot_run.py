@@ -53,10 +53,13 @@ def run_command(
 
     What the program prints is in a log of its own, which `--json` names.
     """
+    import os
+
     from imagefs.errors import ProgramError
     from snapshotstore.runner.entry import find
     from snapshotstore.runner.runner import Runner
 
+    os.umask(0o077)  # what is frozen is a core dump: a directory store keeps it for its owner alone
     args, named = _arguments(arguments)
     entry = find(target, source.resolve())
     runner = Runner(invocation.config(), engine=engine, snapshots=not no_snapshot, image=image)

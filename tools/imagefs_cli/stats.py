@@ -42,6 +42,7 @@ def stats_command(invocation: Invocation, prometheus: bool, labels: tuple[str, .
 
         click.echo(exposition(figures, common), nl=False)
         return
+    figures |= _services(invocation)
     if invocation.wants_json:
         output.print_json(figures)
         return
@@ -71,6 +72,23 @@ def collect(invocation: Invocation) -> dict[str, Any]:
             for mount in daemon["mounts"]:
                 total = _added(total, client.stats(config, at=mount["mountpoint"]))
     return total or client.stats(config)
+
+
+def _services(invocation: Invocation) -> dict[str, Any]:
+    """Return how the services of this host started of late, of which each leaves a note beside its log; nothing where none did.
+
+    ``service_starts``: how many were ``restored``, how many ``cold``, and of how many a restore had ``failed`` before; and why the last one
+    that was not restored was not.
+    """
+    from snapshotstore.runner.timeline import kept
+    from snapshotstore.runner.workplace import logs_folder
+
+    found = list(kept(logs_folder(invocation.config().runtime)))
+    if not found:
+        return {}
+    counts = {how: sum(one.started == how for one in found) for how in ("restored", "cold")}
+    reason = next((one.reason for one in found if one.started == "cold"), "")
+    return {"service_starts": {**counts, "failed": sum(bool(one.failed) for one in found), "last_reason": reason}}
 
 
 def _watch(invocation: Invocation, seconds: float | None, count: int | None) -> None:

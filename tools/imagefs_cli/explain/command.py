@@ -65,11 +65,12 @@ def explain_command(
         _write(html, _page(found, data, other, other_data))
     if invocation.wants_json:
         from imagefs_cli.explain import compare as comparing
+        from imagefs_cli.explain import restore
         from imagefs_cli.explain.report import document
 
-        output.print_json(document(found) if other is None else comparing.both(found, other))
+        output.print_json(document(found) | restore.document(config, found.start) if other is None else comparing.both(found, other))
     elif export is None and perfetto is None and html is None:
-        _show(found, other, rows)
+        _show(config, found, other, rows)
 
 
 def _analysed(config: "Config", target: str, number: int, compare: str | None) -> tuple[bytes, "Analysis", bytes | None, "Analysis | None"]:
@@ -130,10 +131,11 @@ def _write(name: str, data: bytes) -> None:
         raise AccessError(f"cannot write {name}: {error.strerror}") from error
 
 
-def _show(found: "Analysis", other: "Analysis | None", rows: int) -> None:
-    from imagefs_cli.explain import compare, text
+def _show(config: "Config", found: "Analysis", other: "Analysis | None", rows: int) -> None:
+    from imagefs_cli.explain import compare, restore, text
 
-    for line in text.lines(found, rows) if other is None else compare.lines(found, other, rows):
+    shown = [*text.lines(found, rows), *restore.lines(config, found.start)] if other is None else compare.lines(found, other, rows)
+    for line in shown:
         click.echo(output.plain(line))
 
 
