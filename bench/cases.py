@@ -33,6 +33,7 @@ from bench.harness import (
 from bench.kernel import bench_kernel
 from bench.kernel_many import bench_kernel_many
 from bench.kills import bench_kills
+from bench.lineage import bench_lineage
 from bench.ranged_get import bench_ranged_get
 from bench.remembered import bench_far_starts
 from bench.snapshot_push import bench_push
@@ -267,4 +268,5 @@ BENCHES: dict[str, Callable[[Run], None]] = {
     "push": bench_push,
     "snapshot": bench_snapshot,
     "snapshot-far": bench_snapshot_far,
+    "snapshot-lineage": bench_lineage,
 }

@@ -213,7 +213,10 @@ def _far(tmp: Path, server: weed.Weed, link: FaultProxy, name: str, engine: str,
     host = FarProduct(tmp, server, link.url, name, "kernel")
     with _environment(host.env), host.daemon(), contextlib.closing(_runner(host, engine, snapshots=snapshots)) as runner:
         link.forget()
-        took = seconds(lambda: runner.call(find(_TARGET, _FOLDER), "answer", [_TOKENS], {}))
+        start = time.perf_counter()
+        answer = runner.call(find(_TARGET, _FOLDER), "answer", [_TOKENS], {})
+        took = time.perf_counter() - start
+        sys.stderr.write(f"     {name}: {took:.2f} s, {answer.started} {answer.reason} {answer.timeline}\n")
         moved = sum(request.sent for request in link.requests())
     shutil.rmtree(host.base, ignore_errors=True)
     return took, moved

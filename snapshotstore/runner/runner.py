@@ -25,25 +25,21 @@ from typing import Any, Final, Self
 
 from imagefs.config import Config, environment
 from imagefs.convert.stages import Clock
-from imagefs.digest import digest_of
 from imagefs.errors import ImageFSError, UsageError
 from imagefs.store.base import ObjectStore
 from imagefs.store.images import get_manifest
 from imagefs.store.opening import open_store
-from imagefs.store.refs import Ref, resolve
-from snapshotstore import compat, repository
+from imagefs.store.refs import resolve
 from snapshotstore.checkpoint.base import Checkpointer, Engine
-from snapshotstore.manifest import Economics, Oci, Record, Runtime
-from snapshotstore.manifest import Program as PythonProgram
-from snapshotstore.repository import Snapshot
+from snapshotstore.repository import PushReport, Snapshot
 from snapshotstore.runner import source as sources
 from snapshotstore.runner import timeline
 from snapshotstore.runner.choosing import Chosen, choose
 from snapshotstore.runner.engines import Engines
 from snapshotstore.runner.entry import Entry
+from snapshotstore.runner.freezing import Frozen, push
 from snapshotstore.runner.mounts import Mounts
 from snapshotstore.runner.program import Program, program_of
-from snapshotstore.runner.replica import Ready
 from snapshotstore.runner.starting import Given, Started, Starter, ended_on_error
 from snapshotstore.runner.workplace import ReplicaPlace, Workplace
 
@@ -83,16 +79,6 @@ class Known:
 
 
 @dataclass(slots=True)
-class _Frozen:
-    """A checkpoint that waits to be published."""
-
-    folder: Path
-    known: Known
-    cold: float
-    ready: Ready | None
-
-
-@dataclass(slots=True)
 class _Call:
     """One call on its way."""
 
@@ -105,10 +91,16 @@ class _Call:
 class Runner:
     """See the module. A context manager: leaving it publishes what waits, and takes everything away."""
 
-    def __init__(self, config: Config, *, engine: str = "auto", snapshots: bool = True, image: str | None = None) -> None:
-        """``engine``: one of ``engines.NAMES``, or ``auto``. Without ``snapshots`` each start is cold. ``image``: not the service's own."""
+    def __init__(
+        self, config: Config, *, engine: str = "auto", snapshots: bool = True, fresh: bool = False, image: str | None = None
+    ) -> None:
+        """``engine``: one of ``engines.NAMES``, or ``auto``. Without ``snapshots`` each start is cold. ``image``: not the service's own.
+
+        ``fresh``: nothing is restored, and each start makes a new snapshot in place of one that may be there.
+        """
         self._config = config
         self._snapshots = snapshots
+        self._fresh = fresh
         self._image = image
         self._engines = Engines(config.runtime)
         self._wanted = engine
@@ -118,8 +110,10 @@ class Runner:
         self._store: ObjectStore | None = None
         self._known: dict[tuple[str, Path], Known] = {}
         self._broken: dict[str, str] = {}
-        self._frozen: list[_Frozen] = []
+        self._frozen: list[Frozen] = []
         self._ending: list[threading.Thread] = []
+        self.pushed: list[PushReport] = []
+        """What was published so far."""
         self._swept = False
 
     def __enter__(self) -> Self:
@@ -232,6 +226,8 @@ class Runner:
                 chosen = Chosen(None, engines[0], "snapshots are turned off")
             elif not entry.settings.enable_memory_snapshot:
                 chosen = Chosen(None, engines[0], "the service does not ask for snapshots (enable_memory_snapshot)")
+            elif self._fresh:
+                chosen = Chosen(None, engines[0], "a new snapshot is wanted")
             else:
                 chosen = choose(store, program, engines, self._broken)
             return Known(program, source.result(), chosen.snapshot, chosen.engine, chosen.reason, time.monotonic() + KNOWN_SECONDS)
@@ -287,7 +283,7 @@ class Runner:
             shutil.rmtree(folder, ignore_errors=True)
             return
         with self._lock:
-            self._frozen.append(_Frozen(folder, known, cold, started.ready))
+            self._frozen.append(Frozen(folder, known.program, known.engine[1], known.source, cold, started.ready))
 
     # -- afterwards -----------------------------------------------------------------------------------------------------------------------
 
@@ -306,38 +302,11 @@ class Runner:
             finally:
                 shutil.rmtree(frozen.folder, ignore_errors=True)
 
-    def _push(self, frozen: _Frozen) -> None:
-        known = frozen.known
-        program, engine = known.program, known.engine[1]
-        record = _record(frozen)
-        tag = f"{engine.name}-{digest_of(repr(record.cpu).encode()).hex()[:12]}"
-        repository.push(self._opened(), frozen.folder, record, Ref.parse(f"{program.name}:{tag}"))
+    def _push(self, frozen: Frozen) -> None:
+        self.pushed.append(push(self._opened(), frozen))
+        entry = frozen.program.entry
         with self._lock:
-            self._known.pop((program.entry.target, program.entry.folder), None)
-
-
-def _record(frozen: _Frozen) -> Record:
-    program, engine, ready = frozen.known.program, frozen.known.engine[1], frozen.ready or Ready("", "")
-    here = compat.collect([engine])
-    settings = program.entry.settings
-    return Record(
-        runtime=Runtime(engine=engine.name, version=engine.version, format=engine.format, exact=engine.is_exact),
-        cpu=compat.cpu_needed(here),
-        kernel=here.kernel,
-        oci=Oci(image=program.image, spec=program.spec(engine), mounts=(sources.REPLICA,)),
-        lineage=sources.slug(settings.app),
-        key=program.key,
-        created=time.time(),
-        python=PythonProgram(
-            version=ready.python,
-            torch=ready.torch,
-            argv=program.argv,
-            environment=tuple(sorted({*program.environment, *settings.environment})),
-            entry=program.entry.target,
-            source=frozen.known.source,
-        ),
-        economics=Economics(cold_p50=round(frozen.cold, 4)),
-    )
+            self._known.pop((entry.target, entry.folder), None)
 
 
 def _given(entry: Entry) -> Given:

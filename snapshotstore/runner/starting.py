@@ -83,12 +83,15 @@ class Starter:
 
     def restore(self, snapshot: Snapshot, place: ReplicaPlace, given: Given, clock: Clock) -> Started:
         """Restore a replica from a snapshot, and wait until it answers. Errors of the engine, the store and the program."""
+        return self._become(self.revive(snapshot, place, given, clock), given, clock, restored=True)
+
+    def revive(self, snapshot: Snapshot, place: ReplicaPlace, given: Given, clock: Clock) -> Started:
+        """Restore a replica from a snapshot as it was frozen: it can be frozen again. Errors of the engine and the store."""
         with clock.stage("mount"):
             images = self._mount(snapshot)
         with clock.stage("engine"):
             layer = (images / LAYER,) if (images / LAYER).is_dir() else ()
-            started = self._sandboxed(place, given, layer, lambda sandbox: self._engine.restore(sandbox, images, deadline=RESTORE_SECONDS))
-        return self._become(started, given, clock, restored=True)
+            return self._sandboxed(place, given, layer, lambda sandbox: self._engine.restore(sandbox, images, deadline=RESTORE_SECONDS))
 
     def cold(self, place: ReplicaPlace, given: Given, clock: Clock) -> Started:
         """Start a replica, and wait until it can be frozen. Errors of the engine and the program."""

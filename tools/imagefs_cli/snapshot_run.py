@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 @click.option("--engine", type=click.Choice(["auto", "runsc", "criu"]), default="auto", show_default=True, help="What runs and freezes it.")
 @click.option("--timeout", metavar="SECONDS", type=click.FloatRange(min=0.001), default=600.0, show_default=True, help="For the answer.")
 @click.option("--no-snapshot", is_flag=True, help="Start it cold, and make no snapshot.")
+@click.option("--fresh", is_flag=True, help="Start it cold, and make a new snapshot in place of the one that there may be.")
 @click.option("--network", metavar="FILE", type=click.Path(path_type=Path, exists=True), help="Its network namespace, as in /run/netns.")
 @click.option("--cgroup", metavar="DIR", type=click.Path(path_type=Path, exists=True, file_okay=False), help="The cgroup to run it in.")
 def run_command(
@@ -42,6 +43,7 @@ def run_command(
     engine: str,
     timeout: float,
     no_snapshot: bool,
+    fresh: bool,
     network: Path | None,
     cgroup: Path | None,
 ) -> None:
@@ -62,7 +64,7 @@ def run_command(
     os.umask(0o077)  # what is frozen is a core dump: a directory store keeps it for its owner alone
     args, named = _arguments(arguments)
     entry = find(target, source.resolve())
-    runner = Runner(invocation.config(), engine=engine, snapshots=not no_snapshot, image=image)
+    runner = Runner(invocation.config(), engine=engine, snapshots=not no_snapshot, fresh=fresh, image=image)
     try:
         answer = runner.call(entry, method, args, named, timeout=timeout, network=network, cgroup=cgroup)
         _print(invocation, answer)
