@@ -9,6 +9,7 @@ Promises:
 - nothing of the host is open while it waits: it looks for a file in a directory that the host binds, every 10 ms, and opens the connection
   when it has found one. So a clone whose directory is another one is another replica;
 - what it says is written whole or not at all, in the same directory: ``ready``, ``failed`` or ``serving`` in ``state.json``;
+- until it can be frozen it is one thread of Python, so that two starts of one program have equal memory;
 - each hook has a deadline, and one that fails or takes too long is named. One that does not end when it is interrupted ends the program.
 
 It is of the standard library alone, and of Python 3.8, because the image's own Python runs it. What does not live here: the other
@@ -20,7 +21,9 @@ The connection is a stream of frames in both directions: eight bytes that say ho
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import importlib
+import itertools
 import json
 import os
 import platform
@@ -40,12 +43,13 @@ from snapshotstore.app import App, Method, hooks_of, methods_of, settings_of
 FOLDER = "/run/imagefs/replica"
 """Where the host binds a replica's directory."""
 
-BEGIN, REPLICA, STATE, ALIVE = "begin.json", "replica.json", "state.json", "alive"
+BEGIN, REPLICA, STATE, ALIVE, LATE = "begin.json", "replica.json", "state.json", "alive", "late"
 FRAME = struct.Struct(">Q")
 FRAME_MAX = 2 << 30
 
 _LOOK_SECONDS = 0.01
 _BEAT_SECONDS = 0.1
+_TURNS_A_BEAT = 10
 _GRACE_SECONDS = 3.0
 """How long a hook that is interrupted has to end."""
 
@@ -62,7 +66,6 @@ def main() -> None:
     """Be the program. Ends with 0 when the host ends the connection, with 1 where a hook fails."""
     target, folder = sys.argv[1], Path(sys.argv[2] if len(sys.argv) > 2 else FOLDER)
     agent = Agent(folder)
-    threading.Thread(target=agent.beat, daemon=True, name="alive").start()
     try:
         service = agent.begin(target)
         torch = sys.modules.get("torch")
@@ -98,6 +101,7 @@ class Agent:
         """Do nothing yet."""
         self._folder = folder
         self._hook: tuple[str, float] | None = None
+        self._is_beating = False
 
     # -- what the host sees ---------------------------------------------------------------------------------------------------------
 
@@ -109,21 +113,20 @@ class Agent:
 
     def beat(self) -> None:
         """Say that this program is alive, for as long as it is."""
-        path = self._folder / ALIVE
         while True:
-            # Of a clone whose directory has gone nobody wants to know.
-            with contextlib.suppress(OSError):
-                self._sign(path)
+            self._sign()
             self._watch()
             time.sleep(_BEAT_SECONDS)
 
-    @staticmethod
-    def _sign(path: Path) -> None:
-        try:
-            # Without opening it: what is open when the program is frozen is looked for at a restore, in another directory.
-            os.utime(path)
-        except FileNotFoundError:
-            os.mknod(path, 0o644)
+    def _sign(self) -> None:
+        path = self._folder / ALIVE
+        # Of a clone whose directory has gone nobody wants to know.
+        with contextlib.suppress(OSError):
+            try:
+                # Without opening it: what is open when the program is frozen is looked for at a restore, in another directory.
+                os.utime(path)
+            except FileNotFoundError:
+                os.mknod(path, 0o644)
 
     def _watch(self) -> None:
         """End the program if a hook goes on that was interrupted: it catches whatever it is, or is in a library."""
@@ -157,13 +160,16 @@ class Agent:
     def wait(self) -> dict[str, Any]:
         """Wait until the host says what this replica is to be."""
         path = self._folder / REPLICA
-        while True:
+        for turn in itertools.count():
+            if turn % _TURNS_A_BEAT == 0:
+                self._sign()
             try:
                 found = json.loads(path.read_bytes())
             except (FileNotFoundError, ValueError):
                 time.sleep(_LOOK_SECONDS)
             else:
                 return dict(found)
+        raise AssertionError
 
     # -- after it -------------------------------------------------------------------------------------------------------------------
 
@@ -172,6 +178,8 @@ class Agent:
 
         ``replica`` has ``restored`` (whether this is a clone), ``environment``, ``secrets``, and ``socket``: a path.
         """
+        threading.Thread(target=self.beat, daemon=True, name="alive").start()
+        self._is_beating = True
         os.environ.clear()
         os.environ.update(replica["environment"])
         os.environ.update(replica["secrets"])
@@ -200,7 +208,8 @@ class Agent:
         self._hook = (late, time.monotonic() + timeout + _GRACE_SECONDS)
         signal.setitimer(signal.ITIMER_REAL, timeout)
         try:
-            function()
+            with contextlib.nullcontext() if self._is_beating else self._bounded(late, timeout + _GRACE_SECONDS):
+                function()
         except HookTimeoutError:
             raise
         except Exception as error:
@@ -209,6 +218,24 @@ class Agent:
             signal.setitimer(signal.ITIMER_REAL, 0)
             self._hook = None
             signal.signal(signal.SIGALRM, before)
+
+    @contextlib.contextmanager
+    def _bounded(self, late: str, seconds: float) -> Iterator[None]:
+        """End the program if this goes on for longer, with its stack in a file of the replica's directory.
+
+        By a thread that is none of Python's: one that made objects while the program begins would put them between its own, now here, now
+        there, and no two starts would have equal pages.
+        """
+        path = self._folder / LATE
+        with path.open("w") as file:
+            file.write(late + "\n")
+            file.flush()
+            faulthandler.dump_traceback_later(seconds, exit=True, file=file)
+            try:
+                yield
+            finally:
+                faulthandler.cancel_dump_traceback_later()
+        path.unlink()
 
 
 # -- the connection -----------------------------------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ _NOISE: Final = ("rlimit: ", "Dumping FAILED", "Restoring FAILED")
 
 _MEANINGS: Final[Mapping[str, str]] = {
     "Can't get 1:16 opt": "CRIU before 4.2 cannot freeze TCP and UDP sockets on Linux 6.16 and newer",
+    "Can't dump that handle": "it has an inotify or fanotify watch on a file of its root, which is an overlay: CRIU cannot find that again",
     "Can't lookup mount=": "a file is mapped or open that is in none of the sandbox's mounts: its root may be an overlay on an overlay",
 }
 """What some of its lines mean, by how they begin."""

@@ -132,14 +132,19 @@ class Replica:
 
     def _state(self) -> dict[str, Any]:
         try:
-            descriptor = os.open(self._folder / agent.STATE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-            with os.fdopen(descriptor, "rb") as file:
-                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                    return {}
-                found = json.loads(file.read(_STATE_MAX))
-        except (OSError, ValueError, RecursionError):
+            found = json.loads(self._said(agent.STATE))
+        except (ValueError, RecursionError):
             return {}
         return found if isinstance(found, dict) else {}
+
+    def _said(self, name: str) -> bytes:
+        """Return what the program has written to a file, as far as it is a file; nothing if there is none."""
+        with contextlib.suppress(OSError):
+            descriptor = os.open(self._folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            with os.fdopen(descriptor, "rb") as file:
+                if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                    return file.read(_STATE_MAX)
+        return b""
 
     def _check(self, found: Mapping[str, Any], until: float, what: str) -> None:
         """Raise if there is nothing more to wait for."""
@@ -149,7 +154,8 @@ class Replica:
         if time.monotonic() > until:
             raise DeadlineError(f"the deadline passed before the program {what}")
         if not self._is_alive():
-            raise ProgramError(f"the program ended before it {what}")
+            late, _, stack = self._said(agent.LATE).decode(errors="replace").partition("\n")
+            raise ProgramError(late if late and stack else f"the program ended before it {what}", traceback=stack)
         with contextlib.suppress(OSError):
             silent = time.time() - (self._folder / agent.ALIVE).lstat().st_mtime
             if silent > BEAT_SECONDS:

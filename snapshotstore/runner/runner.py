@@ -109,6 +109,7 @@ class Runner:
         self._lock = threading.Lock()
         self._store: ObjectStore | None = None
         self._known: dict[tuple[str, Path], Known] = {}
+        self._stamps: dict[tuple[str, Path], bytes] = {}
         self._broken: dict[str, str] = {}
         self._frozen: list[Frozen] = []
         self._ending: list[threading.Thread] = []
@@ -200,12 +201,15 @@ class Runner:
     # -- what there is --------------------------------------------------------------------------------------------------------------------
 
     def look(self, entry: Entry) -> Known:
-        """Return what is known of a service; the store is asked again when that is old."""
+        """Return what is known of a service; the store is asked again when that is old, or the source another one."""
         key = (entry.target, entry.folder)
+        # Looked at before the files are read: what changes meanwhile is read by the next call.
+        stamp = sources.stamp(entry.folder)
         with self._lock:
             known = self._known.get(key)
-            if known is None or known.until < time.monotonic():
+            if known is None or known.until < time.monotonic() or self._stamps[key] != stamp:
                 known = self._known[key] = self._look(entry)
+                self._stamps[key] = stamp
             return known
 
     def _look(self, entry: Entry) -> Known:
