@@ -108,6 +108,7 @@ def push(
     memory: Sequence[str] = MEMORY,
     jobs: int = 2,
     level: int = LEVEL,
+    alone: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> PushReport:
     """Store what is below ``directory`` as a snapshot with ``record``, in which it is below ``folder``, and let ``ref`` name it.
@@ -115,10 +116,11 @@ def push(
     ``memory`` are patterns of paths of the snapshot in the way of ``fnmatch`` (a star is any characters, also slashes). ``jobs`` threads
     compress memory at zstd ``level``. What the record says of its size is filled in. Raises ``SourceError`` and ``AccessError`` for what is
     wrong with the directory, and the store's errors: then the ref is as it was, and what was stored is used by the next try.
+    ``alone``: it shares no pages with the lineage, of which some may be damaged; others may share its own.
     """
     clock = Clock()
     with clock.stage("known"):
-        known = lineage.load(store, record.lineage)
+        known = Known() if alone else lineage.load(store, record.lineage)
         pages_known = len(known.index)
     source = Below(directory, Target("linux", record.cpu.arch).normal, folder)
     with (

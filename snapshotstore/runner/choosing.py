@@ -40,5 +40,8 @@ def choose(store: ObjectStore, program: Program, engines: Sequence[Working], bro
             return Chosen(of_engine[choice.best], engine)
         for one, mismatches in zip(of_engine, choice.mismatches, strict=True):
             reasons += [f"{one.ref}: {mismatch.why}" for mismatch in mismatches if mismatch.fatal]
+    used = [engine.name for _, engine in engines]
+    others = [one for one in snapshots if one.record.runtime.engine not in used]
+    reasons += [f"{one.ref}: it needs the engine {one.record.runtime.engine}, and what can be used is {', '.join(used)}" for one in others]
     reasons += [f"{one.ref}: {broken[one.name]}" for one in snapshots if one.name in broken]
     return Chosen(None, engines[0], "; ".join(reasons) or "there is no snapshot of it yet")

@@ -81,7 +81,7 @@ def _parse(path: Path) -> ast.Module:
         return ast.parse(path.read_bytes(), filename=str(path))
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise UsageError(f"{path} is no Python that this version reads: {error}") from error
 
 
@@ -89,15 +89,29 @@ def _class(tree: ast.AST, names: list[str]) -> ast.ClassDef | None:
     found: ast.AST | None = tree
     for name in names:
         body: list[ast.stmt] = getattr(found, "body", [])
-        found = next((node for node in body if isinstance(node, ast.ClassDef) and node.name == name), None)
+        # Of several the last one is what the module has in the end.
+        found = next((node for node in reversed(body) if isinstance(node, ast.ClassDef) and node.name == name), None)
     return found if isinstance(found, ast.ClassDef) else None
 
 
 def _methods(found: ast.ClassDef) -> frozenset[str] | None:
+    """Return the names of what may be called: of functions with any decorator but a hook's, whatever that is called here."""
     if found.bases or found.keywords:
         return None
-    functions = [node for node in found.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
-    return frozenset(node.name for node in functions if any(_called(decorator) == "method" for decorator in node.decorator_list))
+    names = set()
+    for node in found.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            if any(_called(decorator) not in {"enter", "exit"} for decorator in node.decorator_list):
+                names.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            names |= {target.id for target in _targets(node) if isinstance(target, ast.Name)}
+        elif not isinstance(node, ast.Expr | ast.Pass | ast.ClassDef):
+            return None
+    return frozenset(names)
+
+
+def _targets(node: ast.Assign | ast.AnnAssign) -> list[ast.expr]:
+    return node.targets if isinstance(node, ast.Assign) else [node.target]
 
 
 def _called(node: ast.expr) -> str:
@@ -110,8 +124,8 @@ def _constants(tree: ast.Module) -> dict[str, ast.expr]:
     return {
         target.id: node.value
         for node in tree.body
-        if isinstance(node, ast.Assign)
-        for target in node.targets
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None
+        for target in _targets(node)
         if isinstance(target, ast.Name)
     }
 
@@ -124,9 +138,10 @@ def _settings(call: ast.Call, tree: ast.Module, constants: dict[str, ast.expr], 
         raise UsageError(f"{place}: @app.cls needs image=..., by name", hint=_HINT)
     if unknown := sorted(set(given) - {"image", "enable_memory_snapshot", "environment", "secrets", "fixed_layout"}):
         raise UsageError(f"{place}: @app.cls does not know {', '.join(unknown)}", hint=_HINT)
-    names = [tuple(given.get(key, ())) for key in ("environment", "secrets")]
-    if not all(isinstance(name, str) for group in names for name in group):
+    lists = [given.get(key, ()) for key in ("environment", "secrets")]
+    if not all(isinstance(names, list | tuple) and all(isinstance(name, str) for name in names) for names in lists):
         raise UsageError(f"{place}: environment and secrets are lists of names", hint=_HINT)
+    names = [tuple(listed) for listed in lists]
     frozen, fixed = bool(given.get("enable_memory_snapshot", False)), bool(given.get("fixed_layout", True))
     return Settings(app, image, frozen, names[0], names[1], fixed)
 

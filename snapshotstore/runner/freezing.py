@@ -24,6 +24,7 @@ class Frozen:
     """The files of a checkpoint, in ``folder``, of ``program``, made by ``engine`` after a start that took ``cold`` seconds.
 
     ``source`` is the manifest of the source tree, in hex; ``ready`` what the program said of itself, if it did.
+    ``alone``: a member of its lineage could not be restored, so that the pages of that are not to be relied on.
     """
 
     folder: Path
@@ -32,13 +33,14 @@ class Frozen:
     source: str
     cold: float
     ready: Ready | None
+    alone: bool = False
 
 
 def push(store: ObjectStore, frozen: Frozen) -> PushReport:
     """Publish it, as the variant of this engine and processor. Raises what ``repository.push`` raises; the folder stays."""
     record = record_of(frozen)
     variant = f"{frozen.engine.name}-{digest_of(repr(record.cpu).encode()).hex()[:_TAG_DIGITS]}"
-    return repository.push(store, frozen.folder, record, Ref(frozen.program.name, variant))
+    return repository.push(store, frozen.folder, record, Ref(frozen.program.name, variant), alone=frozen.alone)
 
 
 def record_of(frozen: Frozen) -> Record:

@@ -287,7 +287,7 @@ class Runner:
             shutil.rmtree(folder, ignore_errors=True)
             return
         with self._lock:
-            self._frozen.append(Frozen(folder, known.program, known.engine[1], known.source, cold, started.ready))
+            self._frozen.append(Frozen(folder, known.program, known.engine[1], known.source, cold, started.ready, alone=made.has_failed))
 
     # -- afterwards -----------------------------------------------------------------------------------------------------------------------
 
