@@ -1,4 +1,4 @@
-"""What the store has already: the packs of its images, found by the run of frames that they hold, and which layers were checked.
+"""What the store has already: the packs of its images, found by the run of frames that they hold, objects, and which layers were checked.
 
 A converter that meets the same run of frames again takes pack, offsets and lengths from an older image's object map instead of
 compressing. This changes the work, never the result: the same run gives the same pack on every machine.
@@ -10,16 +10,18 @@ file each and are read in place; memory is one dictionary entry a pack. A damage
 import contextlib
 import mmap
 import threading
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Final
 
-from imagefs.errors import ImageFSError
+from imagefs.convert.stored import StoredObject, find_stored
+from imagefs.errors import ImageFSError, IntegrityError
 from imagefs.format import optimized
 from imagefs.format.manifest import IMAGE, Manifest
 from imagefs.format.objectmap import ObjectMap
-from imagefs.format.pack import FrameEntry
+from imagefs.format.pack import FrameEntry, pack_key_of
 from imagefs.store.base import ObjectStore, pack_key
 from imagefs.store.images import fetch_blob_to, get_manifest
 
@@ -36,6 +38,8 @@ class KnownPacks:
         """Know nothing yet."""
         self._store = store
         self._rows: dict[bytes, tuple[ObjectMap, int]] = {}
+        # The newest image's first, each with the layers that it was made from.
+        self._maps: list[tuple[ObjectMap, frozenset[str]]] = []
         self._diff_ids: dict[str, str] = {}
 
     @classmethod
@@ -53,17 +57,30 @@ class KnownPacks:
                 # One that cannot be read is fsck's business; converting another one must not depend on it.
                 with contextlib.suppress(ImageFSError):
                     if path is not None:
-                        known.add(path)
+                        known.add(path, frozenset(layer.digest for layer in manifest.layers))
                     known._diff_ids |= {layer.digest: layer.diff_id for layer in manifest.layers if layer.diff_id}
         return known
 
-    def add(self, path: Path) -> None:
-        """Index the object map in the file ``path``, and unlink it: the mapping keeps it, and a killed process leaves nothing."""
+    @property
+    def has_objects(self) -> bool:
+        """Whether there is any image whose objects can be found."""
+        return bool(self._maps)
+
+    def add(self, path: Path, layers: frozenset[str] = frozenset()) -> None:
+        """Index the object map in the file ``path``, and unlink it: the mapping keeps it, and a killed process leaves nothing.
+
+        ``layers`` are the digests of those that the image was made from.
+        """
         with path.open("rb") as file:
             object_map = ObjectMap(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         path.unlink()
         for number in range(object_map.pack_count):
             self._rows.setdefault(object_map.pack(number).key, (object_map, number))
+        self._maps.append((object_map, layers))
+
+    def finder(self, layer: str) -> "ObjectFinder":
+        """Return what finds the objects of a layer, given by its digest: images that were made from it are asked first."""
+        return ObjectFinder(found for found, _ in sorted(self._maps, key=lambda item: layer not in item[1]))
 
     def checked(self, digest: str, diff_id: str | None) -> bool:
         """Say whether a blob of this ``digest`` was found to have this ``diff_id`` when an image that the store has was made.
@@ -79,14 +96,37 @@ class KnownPacks:
         if row is None:
             return None
         object_map, number = row
-        pack = object_map.pack(number)
         try:
+            pack = object_map.pack(number)
             if self._store.head(pack_key(pack.digest.hex())).size != pack.size:
                 return None
+            frames = [object_map.frame(i) for i in range(pack.first_frame, pack.first_frame + pack.frame_count)]
         except ImageFSError:
             return None
-        frames = [object_map.frame(i) for i in range(pack.first_frame, pack.first_frame + pack.frame_count)]
+        if pack_key_of(frame.digest for frame in frames) != key:
+            return None
         return pack.digest, pack.size, [FrameEntry(f.digest, f.offset, f.stored, f.length, f.codec) for f in frames]
+
+
+class ObjectFinder:
+    """Looks for objects in known maps; the one that had the last is asked first. Belongs to one thread."""
+
+    def __init__(self, maps: Iterable[ObjectMap]) -> None:
+        """``maps`` in the order in which they are to be asked."""
+        self._maps = list(maps)
+
+    def find(self, digest: bytes, size: int) -> StoredObject | None:
+        """Return where an object of ``size`` bytes lies, None if no image has it, or not as it would be cut today."""
+        for number, object_map in enumerate(self._maps):
+            try:
+                found = find_stored(object_map, digest, size)
+            except IntegrityError:
+                continue
+            if found is not None:
+                if number:
+                    self._maps.insert(0, self._maps.pop(number))
+                return found
+        return None
 
 
 def _bring(store: ObjectStore, scratch: Path, stumbled: threading.Event, name: str) -> tuple[Manifest, Path | None] | None:

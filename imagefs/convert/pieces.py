@@ -8,6 +8,9 @@ from imagefs.digest import Buffer
 FRAME_SIZE: Final = 256 * 1024
 """Bytes of content in a frame, at most."""
 
+OWN_PACKS_FROM: Final = 1024 * 1024
+"""An object of this size or more has packs of its own, and holes where its frames are zero."""
+
 _ZERO_FRAME: Final = bytes(FRAME_SIZE)
 
 

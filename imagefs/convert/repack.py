@@ -22,8 +22,8 @@ from typing import IO, Final, Self, TypeVar
 
 import zstandard
 
-from imagefs.convert.builder import StoredPack
 from imagefs.convert.needed import Copied, Joined, Member, Plan
+from imagefs.convert.packing import StoredPack
 from imagefs.convert.runs import GET_MAX, runs_of
 from imagefs.digest import Buffer, digest_of
 from imagefs.errors import ImageFSError, IntegrityError, NotFoundError, StoreFullError

@@ -17,6 +17,7 @@ import queue
 import threading
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import IO, Any, Final, Protocol, Self, cast
 
@@ -154,10 +155,7 @@ class LayerStream:
             while source.read(_CHUNK):
                 # A decompressor may stop before the blob does; the digest is that of all of it.
                 pass
-        if self.bytes_in != layer.size:
-            raise SourceError(f"layer {layer.digest} has {self.bytes_in} bytes, not the {layer.size} that the image says")
-        if layer.digest and source.hash.hexdigest() != layer.digest.partition(":")[2]:
-            raise SourceError(f"layer {layer.digest} is damaged: its bytes do not have that digest", hint="make or fetch the archive again")
+        _check_blob(layer, self.bytes_in, source.hash)
         if layer.diff_id is not None and plain is not None and plain.hexdigest() != layer.diff_id.partition(":")[2]:
             raise SourceError(f"layer {layer.digest} does not have the diff-id {layer.diff_id} that the image's config says")
 
@@ -167,6 +165,59 @@ class LayerStream:
             raise LimitError(f"layer {self._layer.digest} has more than {limits.max_layer_bytes} bytes uncompressed")
         if self.bytes_out > _RATIO_FROM and self.bytes_out > limits.max_ratio * self.bytes_in:
             raise LimitError(f"layer {self._layer.digest} grows more than {limits.max_ratio} times: a decompression bomb")
+
+
+class BlobChecks:
+    """Layers of which only the blob is to be verified: on a thread of its own, while others are read. A context manager.
+
+    Left without an error, it waits for all of them, and raises what is wrong with the first that is not what the image says.
+    """
+
+    def __init__(self) -> None:
+        """Check nothing yet."""
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="layer-check")
+        self._stop = threading.Event()
+        self._checks: list[Future[int]] = []
+        self.bytes_in = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        try:
+            if error is None:
+                for check in self._checks:
+                    self.bytes_in += check.result()
+        finally:
+            self._stop.set()
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def add(self, layer: LayerBlob) -> None:
+        """Verify a layer's blob."""
+        self._checks.append(self._pool.submit(self._check, layer))
+
+    def _check(self, layer: LayerBlob) -> int:
+        """Return how many bytes the blob has."""
+        found: _Hash = hashlib.new(layer.digest.partition(":")[0])
+        count = 0
+        blob = layer.open()
+        try:
+            while not self._stop.is_set() and (data := blob.read(_CHUNK)):
+                found.update(data)
+                count += len(data)
+        finally:
+            blob.close()
+        if not self._stop.is_set():
+            _check_blob(layer, count, found)
+        return count
+
+
+def _check_blob(layer: LayerBlob, count: int, found: "_Hash") -> None:
+    """Raise ``SourceError`` unless the blob, of ``count`` bytes, is the one that the image names."""
+    if count != layer.size:
+        raise SourceError(f"layer {layer.digest} has {count} bytes, not the {layer.size} that the image says")
+    if layer.digest and found.hexdigest() != layer.digest.partition(":")[2]:
+        raise SourceError(f"layer {layer.digest} is damaged: its bytes do not have that digest", hint="make or fetch the archive again")
 
 
 class _Hasher:

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from imagefs.convert.builder import OWN_PACKS_FROM, Built, ContentBuilder
+from imagefs.convert.builder import Built, ContentBuilder
 from imagefs.convert.entry import Content
 from imagefs.convert.known import KnownPacks
-from imagefs.convert.pieces import FRAME_SIZE
+from imagefs.convert.pieces import FRAME_SIZE, OWN_PACKS_FROM
 from imagefs.digest import digest_of
 from imagefs.errors import StoreFullError
 from imagefs.format.manifest import BlobName, Layer, Manifest, Platform

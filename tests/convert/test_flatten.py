@@ -16,7 +16,7 @@ from imagefs.convert.tar import TarReader
 from imagefs.errors import SourceError
 from imagefs.format.tree import Inode
 from tests.convert import model
-from tests.corpus import rawtar
+from tests.convert.archives import as_tar
 from tests.corpus.oci import simple
 from tests.system.world import require
 
@@ -340,33 +340,6 @@ def test_the_place_of_markers_does_not_matter(layers: list[list[Entry]], random:
 
 
 # -- against umoci ------------------------------------------------------------------------------------------------------------------------
-
-
-def as_tar(layer: Layer) -> bytes:
-    """Return the layer as an archive."""
-    types = {Kind.FILE: b"0", Kind.DIR: b"5", Kind.SYMLINK: b"2", Kind.HARDLINK: b"1", Kind.FIFO: b"6", Kind.CHAR: b"3"}
-    members = []
-    for entry in layer:
-        if entry.kind is Kind.WHITEOUT:
-            members.append(rawtar.whiteout(entry.path))
-        elif entry.kind is Kind.OPAQUE:
-            members.append(rawtar.opaque(entry.path))
-        else:
-            data = model.content_of(entry)
-            members.append(
-                rawtar.member(
-                    entry.path,
-                    types[entry.kind],
-                    data,
-                    mode=entry.mode,
-                    uid=entry.uid,
-                    mtime=entry.mtime_ns // 10**9,
-                    link=entry.link,
-                    major=1,
-                    minor=5,
-                )
-            )
-    return rawtar.archive(*members)
 
 
 def on_disk(top: Path) -> dict[bytes, tuple[object, ...]]:

@@ -330,6 +330,30 @@ def test_who_changed_the_ref_meanwhile_wins(there: bool, made: Made, some: Profi
     assert resolve(store, str(target)) == other.name
 
 
+def test_an_image_that_somebody_removes_meanwhile_does_not_come_back(made: Made, some: Profile) -> None:
+    store = made.store
+    faulty = FaultyStore(store, [Fault("replace", times=1, before=lambda: refs.remove(store, REF))])
+    with pytest.raises(ConflictError, match="changed"):
+        run(faulty, some)
+    assert [str(ref) for ref, _ in refs.list_refs(store)] == []
+
+
+@pytest.mark.parametrize("folder", ["packs", "blobs", "manifests"])
+def test_content_that_somebody_removes_meanwhile_is_named_and_the_ref_is_as_it_was(folder: str, made: Made, some: Profile) -> None:
+    """As by a host that collects garbage although the image is in use."""
+    store = made.store
+    before = resolve(store, "test")
+
+    def collect() -> None:
+        for info in list(store.list(f"{folder}/")):
+            store.delete(info.key)
+
+    faulty = FaultyStore(store, [Fault("get", f"{folder}/*", times=1, before=collect)])
+    with pytest.raises(NotFoundError):
+        run(faulty, some)
+    assert resolve(store, "test") == before
+
+
 def test_two_that_do_the_same_both_succeed(made: Made, some: Profile) -> None:
     store = made.store
     done: list[OptimizeReport] = []

@@ -61,9 +61,16 @@ def _print(report: "ConvertReport") -> None:
             ("image", report.ref),
             ("digest", report.manifest),
             ("files", f"{report.files:,} of {output.size(report.bytes_logical)}"),
-            ("read", output.size(report.bytes_in) + (f" in {report.layers} layers" if report.layers else "")),
+            ("read", output.size(report.bytes_in) + _layers(report)),
             ("stored", f"{output.size(report.new_bytes)} new, {output.size(report.shared_bytes)} of {output.size(total)} was there"),
             ("index", f"{output.size(report.tree_bytes + report.map_bytes)}"),
             ("seconds", f"{sum(v for k, v in report.seconds.items() if '.' not in k):.1f}"),
         ]
     )
+
+
+def _layers(report: "ConvertReport") -> str:
+    if not report.layers:
+        return ""
+    known = f", {report.layers_known} of which the store knew" if report.layers_known else ""
+    return f" in {report.layers} layers{known}"
