@@ -1,12 +1,19 @@
 """Which place a setting is taken from, and that one place has one spelling."""
 
+import json
 import os
+from dataclasses import MISSING, fields
 from pathlib import Path
+from urllib.parse import quote, unquote_to_bytes, urlsplit
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from imagefs.config import Config, load_config, parse_size, root_defaults, store_path
 from imagefs.errors import UsageError
+from imagefs.settings import DEFAULTS, ENVIRONMENT, load_settings
+from imagefs.store.s3_url import is_s3_url, parse_s3_url
 
 
 def test_a_flag_wins_over_the_environment_over_the_file_over_the_default(tmp_path: Path) -> None:
@@ -19,14 +26,14 @@ def test_a_flag_wins_over_the_environment_over_the_file_over_the_default(tmp_pat
 
 def test_defaults_of_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setattr(Path, "open", _missing)
+    monkeypatch.setattr("builtins.open", _missing)
     config = load_config({}, {})
     assert (store_path(config.store), config.cache, config.runtime) == tuple(Path(place) for place in root_defaults().values())
 
 
 def test_defaults_of_a_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    monkeypatch.setattr(Path, "open", _missing)
+    monkeypatch.setattr("builtins.open", _missing)
     config = load_config({}, {"HOME": "/home/x", "XDG_RUNTIME_DIR": "/run/user/1000"})
     assert config == Config("file:///home/x/.local/share/imagefs/store", Path("/home/x/.cache/imagefs"), Path("/run/user/1000/imagefs"))
     assert load_config({}, {"HOME": "/home/x", "XDG_CACHE_HOME": "/fast"}).cache == Path("/fast/imagefs")
@@ -52,6 +59,38 @@ def test_one_store_has_one_spelling(text: str, url: str) -> None:
     config = load_config({"store": text}, {})
     assert config.store == url
     assert load_config({"store": url}, {}) == config
+
+
+_WRITTEN = st.text("ab0-._~/%: +@=S3s?#[]\udcff", max_size=12)
+
+
+@given(_WRITTEN, st.sampled_from(["", "/", "file:", "file://", "file:///", "file://localhost/", "s3://", "s3://abc/", "S3://abc/"]))
+def test_what_is_in_its_spelling_already_is_known_as_that(rest: str, begin: str) -> None:
+    """There is a short way for the usual spellings; it gives what the long one gives, which standard library and S3 rules go."""
+    text = begin + rest
+    try:
+        found = load_config({"store": text}, {}).store
+    except UsageError:
+        with pytest.raises((UsageError, ValueError)):
+            _the_long_way(text)
+    else:
+        assert found == _the_long_way(text)
+
+
+def _the_long_way(text: str) -> str:
+    if not text:
+        raise UsageError("empty")
+    if is_s3_url(text):
+        return parse_s3_url(text).url
+    path = text
+    if text.startswith(("file:", "file//")):
+        parts = urlsplit(text)
+        if parts.netloc not in {"", "localhost"} or not parts.path.startswith("/") or parts.query or parts.fragment:
+            raise UsageError("no directory")
+        path = os.fsdecode(unquote_to_bytes(os.fsencode(parts.path)))
+    elif "://" in text:
+        return text.rstrip("/")
+    return "file://" + quote(os.fsencode(os.path.abspath(os.path.expanduser(path))))  # noqa: PTH100, PTH111 # Path keeps ".."
 
 
 def test_a_path_with_any_bytes_comes_back_from_its_url() -> None:
@@ -117,6 +156,17 @@ def test_an_instance_is_its_store_cache_and_mountpoint() -> None:
     assert all(len(name) == 16 for name in names)
     assert config.instance("/m") == config.instance(Path("/m"))
     assert config.instance_dir() == Path("/r") / config.instance()
+
+
+def test_settings_configuration_and_environment_name_the_same() -> None:
+    names = {field.name for field in fields(Config)}
+    assert set(load_settings({}, {"HOME": "/h"})) == set(ENVIRONMENT) == names
+    assert {field.name: field.default for field in fields(Config) if field.default is not MISSING} == DEFAULTS
+
+
+def test_what_is_told_to_another_process_is_the_same_configuration() -> None:
+    config = load_config({"store": "/s", "cache": "/c", "metrics_listen": "127.0.0.1:9464"}, {"IMAGEFS_CACHE_FLOOR": "1GiB", "HOME": "/h"})
+    assert Config.of(json.loads(json.dumps(config.told()))) == config
 
 
 def test_how_often_the_ssd_tier_is_verified() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from imagefs.config import ENVIRONMENT
-from imagefs_cli.main import COMMANDS
+from imagefs_cli.group import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from imagefs_cli.main import COMMANDS
+from imagefs_cli.group import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", "docs/README.md", "docs/systemd.md"]

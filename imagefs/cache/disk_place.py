@@ -8,7 +8,10 @@ import contextlib
 import errno
 import fcntl
 import os
+import pwd
+import shutil
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -27,6 +30,10 @@ _WITHOUT_TIER: Final = ("starts", "profiles")
 _CONTENTS: Final = ("objects", "suspect", "frames", "partial", "lmdb", "names")
 _REMOTE: Final = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "fuse", "ceph", "glusterfs"})
 _MEMORY: Final = frozenset({"tmpfs", "ramfs"})
+_SIZE_MIN: Final = 8 << 20
+"""Bytes of a file system on which a few frames find room beside the index."""
+
+_CHECK: Final = "check --cache and IMAGEFS_CACHE"
 
 
 class _Marker(msgspec.Struct):
@@ -43,27 +50,18 @@ class CachePlace:
         process uses it: the message names its pid.
         """
         self.root = root
-        self.warnings: list[str] = []
         self.set_aside = False
         try:
             root.mkdir(parents=True, exist_ok=True, mode=0o700)
-            status = root.stat()
-            names = set(os.listdir(root))  # noqa: PTH208
         except OSError as error:
             raise _unusable(root, error) from error
-        if status.st_uid != os.geteuid():
-            raise AccessError(f"the cache directory {root} belongs to another user", hint="use another --cache")
-        if stat.S_IMODE(status.st_mode) & 0o022:
-            raise AccessError(f"the cache directory {root} can be written by others", hint=f"chmod go-w {root}")
-        if MARKER not in names and names - {_INDEX, _LOCK, *_WITHOUT_TIER, "lost+found"}:
-            raise UsageError(f"{root} is not a cache: it has other files and no {MARKER}", hint="a new cache wants an empty directory")
+        self.warnings = look_at(root)
         self._descriptor = self._lock()
         try:
             self._mark()
         except BaseException:
             self.close()
             raise
-        self._look_at(file_system_of(root))
 
     def close(self) -> None:
         """Let others use it."""
@@ -118,17 +116,51 @@ class CachePlace:
                 (self.root / name).rename(target / name)
         self.set_aside = True
 
-    def _look_at(self, kind: str) -> None:
-        if kind in _MEMORY:
-            self.warnings.append(f"{self.root} is on {kind}: the SSD tier takes memory there, and is gone after a reboot")
-        elif kind.partition(".")[0] in _REMOTE:
-            self.warnings.append(f"{self.root} is on {kind}: every read of the SSD tier goes over the network, and hangs when that does")
+
+def look_at(root: Path) -> list[str]:
+    """Return what follows from where the directory ``root`` is. Raises what :class:`CachePlace` does if it must not be used.
+
+    Changes nothing.
+    """
+    try:
+        status = root.stat()
+        names = set(os.listdir(root))  # noqa: PTH208
+        size = shutil.disk_usage(root).total
+    except OSError as error:
+        raise _unusable(root, error) from error
+    if status.st_uid != os.geteuid():
+        raise AccessError(f"the cache directory {root} belongs to another user ({_name_of(status.st_uid)})", hint="use another --cache")
+    if stat.S_IMODE(status.st_mode) & 0o022:
+        raise AccessError(f"the cache directory {root} can be written by others", hint=f"chmod go-w {root}")
+    if MARKER not in names and names - {_INDEX, _LOCK, *_WITHOUT_TIER, "lost+found"}:
+        raise UsageError(f"{root} is not a cache: it has other files and no {MARKER}", hint="a new cache wants an empty directory")
+    return [*_about_kind(root, file_system_of(root)), *_about_size(root, size)]
+
+
+def _about_kind(root: Path, kind: str) -> Iterator[str]:
+    if kind in _MEMORY:
+        yield f"{root} is on {kind}: the SSD tier takes memory there, and is gone after a reboot"
+    elif kind.partition(".")[0] in _REMOTE:
+        yield f"{root} is on {kind}: every read of the SSD tier goes over the network, and hangs when that does"
+
+
+def _about_size(root: Path, size: int) -> Iterator[str]:
+    if size < _SIZE_MIN:
+        yield f"{root} is on a file system of {size >> 10} KiB: the SSD tier keeps next to nothing there, and the rest comes from the store"
+
+
+def _name_of(user: int) -> str:
+    with contextlib.suppress(KeyError):
+        return pwd.getpwuid(user).pw_name
+    return str(user)
 
 
 def _unusable(root: Path, error: OSError) -> ImageFSError:
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return StoreFullError(f"the cache directory {root} has no room", hint="free some space, or use another --cache")
-    return AccessError(f"cannot use the cache directory {root}: {error.strerror}", hint="check --cache and IMAGEFS_CACHE")
+    if error.errno in {errno.EEXIST, errno.ENOTDIR}:
+        return UsageError(f"the cache {root} is not a directory", hint=_CHECK)
+    return AccessError(f"cannot use the cache directory {root}: {error.strerror}", hint=_CHECK)
 
 
 def file_system_of(path: Path) -> str:

@@ -31,7 +31,7 @@ from imagefs.cache.gets import Get
 from imagefs.cache.layout import COUNT_MAX, ObjectRecord, Part, parts_of
 from imagefs.cache.link import Link
 from imagefs.cache.pieces import Frames
-from imagefs.cache.prefetch import Prefetches
+from imagefs.cache.prefetches import Prefetches
 from imagefs.cache.ram import RamCache
 from imagefs.cache.slab import IN_FLIGHT, MISSING, READY, Slab
 from imagefs.cache.starts import RAM, Starts, tell

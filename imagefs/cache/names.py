@@ -24,6 +24,9 @@ FORMER_MAX: Final = 4
 """Manifests of one name, whatever the tag, that are remembered as what it stood for."""
 
 _BYTES_MAX: Final = 16 << 20
+_PUT_MAX: Final = 1024
+_AGAIN_SECONDS: Final = 60.0
+"""How long what was written is not written again: that is a transaction on the disk, and many mounts of one image would wait in line."""
 
 
 class ResolvedNames:
@@ -36,6 +39,7 @@ class ResolvedNames:
         self._lock = threading.Lock()
         self._is_opened = False
         self._cache: Cache | None = None
+        self._put: dict[tuple[str, str], tuple[str, float]] = {}  # what was written of late, and when
 
     def _opened(self) -> Cache | None:
         with self._lock:
@@ -62,10 +66,17 @@ class ResolvedNames:
 
     def put(self, store: str, ref: str, manifest: str) -> None:
         """Remember what ``ref`` stands for in the store with this URL."""
+        now = time.monotonic()
+        known, since = self._put.get((store, ref), ("", 0.0))
+        if known == manifest and now - since < _AGAIN_SECONDS:
+            return
         # A full disk costs the memory of a name, not a mount.
         if (cache := self._opened()) is not None:
             with contextlib.suppress(OSError, sqlite3.Error):
                 cache.set([store, ref], [manifest, time.time()], expire=KEEP_SECONDS)
+                if len(self._put) > _PUT_MAX:
+                    self._put.clear()
+                self._put[store, ref] = manifest, now
 
     def passed(self, store: str, name: str, manifest: str) -> None:
         """Remember that a name, whatever its tag, stands for ``manifest`` now, and stood for others before."""
@@ -96,6 +107,7 @@ class ResolvedNames:
 
     def forget(self, store: str, ref: str) -> None:
         """Forget a ref that the store says it does not have."""
+        self._put.pop((store, ref), None)
         if (cache := self._opened()) is not None:
             with contextlib.suppress(OSError, sqlite3.Error):
                 cache.delete([store, ref])

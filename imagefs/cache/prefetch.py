@@ -13,29 +13,30 @@ Invariants:
 - a prefetch ends: when nothing is left, when it is stopped, or when for ``PATIENCE`` seconds it could ask for nothing.
 
 All of it belongs to the trio thread, but the reading of a profile and of the map, which is done in a thread. What does not live here: in
-which order (``prefetch_plan``), whether the profile is any good (``prefetch_trust``), and where profiles are from (``imagefs.daemon``).
+which order (``prefetch_plan``), whether the profile is any good (``prefetch_trust``), who tells a prefetch of readers (``prefetches``), and
+where profiles are from (``imagefs.daemon``).
 """
 
-from collections.abc import Hashable, Iterable
-from typing import Final
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Final
 
 import trio
 
-from imagefs.cache.counters import ReadCounters
-from imagefs.cache.flights import FetchLog, Flight, Flights
+from imagefs.cache.flights import Flight
 from imagefs.cache.gets import Kind
 from imagefs.cache.lacking import Lacking
 from imagefs.cache.layout import Lookup, ObjectRecord
-from imagefs.cache.link import Link
 from imagefs.cache.pieces import Frames, Tag
 from imagefs.cache.planner import GET_MAX, Run
 from imagefs.cache.prefetch_plan import GAP, Plan, Step, steps_of
 from imagefs.cache.prefetch_trust import GET_COST, Trust
-from imagefs.cache.ram import RamCache
-from imagefs.cache.slab import AHEAD, IN_FLIGHT, MISSING, Slab
-from imagefs.cache.store_reads import StoreReads
+from imagefs.cache.slab import MISSING
 from imagefs.errors import ImageFSError
+from imagefs.format.objectmap import ObjectRow
 from imagefs.format.profile import Access
+
+if TYPE_CHECKING:
+    from imagefs.cache.prefetches import Prefetches
 
 SOON: Final = 5000
 """Milliseconds of a profile's time that are fetched ahead where others wait for the link."""
@@ -84,8 +85,11 @@ class Prefetch:
 
     # -- for who has begun it -------------------------------------------------------------------------------------------------------
 
-    async def follow(self, accesses: Iterable[Access]) -> None:
-        """Follow another profile from now on. Raises nothing that a profile could be the reason of."""
+    async def follow(self, accesses: Iterable[Access], *, chosen: bool = False) -> None:
+        """Follow another profile from now on. Raises nothing that a profile could be the reason of.
+
+        ``chosen``: it is of the program that is running, so what the one before was worth says nothing of it.
+        """
         try:
             steps = await trio.to_thread.run_sync(_steps_of, accesses, self.lookup)
         except ImageFSError as error:
@@ -93,8 +97,16 @@ class Prefetch:
             steps = []
         self._plan = Plan(steps)
         self._taken = 0
+        if chosen:
+            self._trust.renew()
         self._sent = trio.current_time()
         self._tell()
+
+    def doubt(self) -> None:
+        """Say that none of the starts which the profile is made of was of the program that is running, as far as is known."""
+        before = self._trust.is_doubted
+        self._trust.doubt()
+        self._note_doubt(before=before)
 
     def complete(self) -> None:
         """Say that no other profile will come."""
@@ -124,14 +136,20 @@ class Prefetch:
     def share(self) -> float:
         """How much of what the profile names is on this host, of 1: by bytes of content."""
         content = self._plan.content
-        return 1.0 if not content else max(0, self._taken - self._coming) / content
+        return 1.0 if not content else min(1.0, max(0, self._taken - self._coming) / content)
 
     async def reached(self, share: float) -> None:
         """Wait until that share is here, or no more of it is to be expected soon."""
-        while not (self._ended and not self._coming) and trio.current_time() - self._sent < _STALLED:
-            if self._plan.content and self.share >= share:
-                return
+        while not self._has_stopped() and not (self._plan.content and self.share >= share):
             await self._rest()
+
+    async def done(self) -> None:
+        """Wait until no more is to be expected soon, of what few starts touch either."""
+        while not self._has_stopped():
+            await self._rest()
+
+    def _has_stopped(self) -> bool:
+        return (self._ended and not self._coming) or trio.current_time() - self._sent >= _STALLED
 
     # -- the task -------------------------------------------------------------------------------------------------------------------
 
@@ -256,10 +274,35 @@ class Prefetch:
         """Say whether the profile is trusted, and knows the frame that holds a byte of an object."""
         if self._trust.is_doubted or not self._plan.content:
             return False
+        return self._needed(record.row, offset) is not None
+
+    def _needed(self, row: ObjectRow, offset: int) -> int | None:
+        """Return the frame that holds a byte of an object, if the profile knows it."""
         try:
-            return self.lookup.objects.extents(record.row, offset, offset + 1)[0].frame in self._plan
+            number = self.lookup.objects.extents(row, offset, offset + 1)[0].frame
         except (ImageFSError, IndexError):
-            return False
+            return None
+        return number if number in self._plan else None
+
+    def opened(self, digest: bytes) -> None:
+        """Note that an object is opened that the kernel has: who reads it will not be seen here, but is where this is needed."""
+        row = self.lookup.objects.find(digest)
+        if row is None or not self._plan.content:
+            return
+        number = self._needed(row, 0)
+        before = self._trust.is_doubted
+        if number is None:
+            self._trust.strange(1)
+            self._note_doubt(before=before)
+        else:
+            self._trust.known(1)
+            self._plan.reach(number)
+            self._reached(self._plan.at(number) or 0)
+        if before or number is not None:
+            self._tell()
+
+    def _note_doubt(self, *, before: bool) -> None:
+        self._owner.counters.profiles_doubted += self._trust.is_doubted and not before
 
     def missed(self, frames: Frames) -> bool:
         """Note that a reader waits for frames of this image, which nothing was bringing; return whether the profile knows all of them."""
@@ -278,7 +321,7 @@ class Prefetch:
         if unknown:
             before = self._trust.is_doubted
             self._trust.unknown(unknown)
-            self._owner.counters.profiles_doubted += self._trust.is_doubted and not before
+            self._note_doubt(before=before)
         self._tell()
         return not unknown
 
@@ -298,90 +341,3 @@ def _steps_of(accesses: Iterable[Access], lookup: Lookup) -> list[Step]:
 def _cost(run: Run[Tag]) -> int:
     """Return what a GET counts of what may be under way."""
     return run.end - run.start + GET_COST
-
-
-class Prefetches:
-    """All of them, and what was fetched by them and not read yet."""
-
-    def __init__(
-        self,
-        nursery: trio.Nursery,
-        link: Link,
-        ram: RamCache,
-        flights: Flights,
-        *,
-        store: StoreReads,
-        counters: ReadCounters,
-        log: FetchLog,
-    ) -> None:
-        """Fetches belong to ``nursery``, and are ``store``'s."""
-        self.nursery = nursery
-        self.link = link
-        self.ram = ram
-        self.flights = flights
-        self.store = store
-        self.counters = counters
-        self.log = log
-        self.ahead: dict[tuple[Hashable, int], tuple[Prefetch, int]] = {}
-        """By slab's name and piece: who has fetched it, and when it is needed. Until it is read, or its prefetch is dropped."""
-        self._prefetches: dict[str, Prefetch] = {}
-
-    def begin(self, lookup: Lookup) -> Prefetch:
-        """Return a prefetch for an image, in place of one that it may have. Its ``run`` is the caller's to start."""
-        self.drop(lookup.name)
-        prefetch = self._prefetches[lookup.name] = Prefetch(self, lookup)
-        return prefetch
-
-    def drop(self, name: str) -> None:
-        """Stop an image's prefetch, if it has one, and forget what it was about."""
-        prefetch = self._prefetches.pop(name, None)
-        if prefetch is not None:
-            prefetch.stop()
-            self.ahead = {key: of for key, of in self.ahead.items() if of[0] is not prefetch}
-
-    def of(self, name: str) -> Prefetch | None:
-        """Return an image's, also when it is over."""
-        return self._prefetches.get(name)
-
-    def names(self) -> list[str]:
-        """Return the images that have one."""
-        return list(self._prefetches)
-
-    @property
-    def running(self) -> int:
-        """How many are not over."""
-        return sum(not prefetch.is_over for prefetch in self._prefetches.values())
-
-    def missed(self, frames: Frames) -> bool:
-        """Note that a reader waits for frames of one image, which nothing was bringing; return whether a profile knows all of them."""
-        if not self._prefetches:
-            return False
-        prefetch = self._prefetches.get(frames[0][0][0].record.lookup.name)
-        return prefetch is not None and prefetch.missed(frames)
-
-    def knows_better(self, record: ObjectRecord, offset: int) -> bool:
-        """Say whether a profile knows how far an object is read, by a reader that has come to byte ``offset`` of it.
-
-        So it is where the profile is trusted and knows the frame before that. What it knows of the rest comes by the plan, and as far as
-        is known nothing else is needed. Of a reader that goes on nevertheless nothing is known.
-        """
-        prefetch = self._prefetches.get(record.lookup.name) if self._prefetches else None
-        return prefetch is not None and prefetch.knows(record, offset - 1)
-
-    def used(self, slab: Slab, pieces: Iterable[int]) -> None:
-        """Note that pieces are read for the first time."""
-        for piece in pieces:
-            found = self.ahead.pop((slab.key, piece), None)
-            if found is not None:
-                count = slab.bounds[piece + 1] - slab.bounds[piece]
-                self.counters.profile_used_bytes += count
-                found[0].used(found[1])
-
-    def held(self, prefetch: Prefetch) -> int:
-        """Count the bytes that one has fetched, or is fetching, that nobody has read, and that only RAM has."""
-        total = 0
-        for (key, piece), (owner, _) in self.ahead.items():
-            slab = self.ram.get(key) if owner is prefetch else None
-            if slab is not None and slab.unsaved | slab.in_flight and slab.state[piece] in {AHEAD, IN_FLIGHT}:
-                total += slab.bounds[piece + 1] - slab.bounds[piece]
-        return total

@@ -1,13 +1,15 @@
 """What a profile says is to be fetched, in the order of need: pure, no I/O.
 
 A profile names bytes of objects; what moves are frames. So each access becomes the frames that hold it, each once, needed when the first
-access to it is. What is not in the image at all is left out: a profile may be another image's, which shares some of its content.
+access to it is. What is not in the image at all is left out: a profile may be another image's, which shares some of its content. What large
+objects lack to be whole, of which starts touch most, comes in the end: a whole object is the kernel's to serve from the next start on.
 
 Invariants:
 
 - a step is handed out once, unless it is put back (:meth:`Plan.put_back`), which each may be once;
 - steps of at least :data:`OFTEN` of all starts come before all others, and among each of the two, in the order of need; but for those that
   a reader has left far behind (:meth:`Plan.reach`), which come after the rest;
+- what no start touches is a ``REST``th of what they do, at most, and counts as nothing that the profile knows;
 - whatever the profile says, no more than :data:`EXTENTS_MAX` extents are looked at and no range outside of an object is asked for.
 
 What does not live here: how many bytes may be under way (``prefetch_trust``), and fetching (``prefetch``).
@@ -32,6 +34,12 @@ SELDOM: Final = EVERY_START // 8
 EXTENTS_MAX: Final = 1 << 18
 """Extents that are looked at for one profile: 64 GiB of what this project converts."""
 
+MOST: Final = 4
+"""Of an object of which all but so little is touched, a fourth, the rest is fetched too."""
+
+REST: Final = 32
+"""Of all that is fetched in any case, so little is fetched beside it, a thirty-second at most: the objects first that lack least."""
+
 GAP: Final = 64 * 1024
 """Bytes that nobody wants between two frames that one GET brings: as much as comes in a third of a millisecond at 200 MB/s."""
 
@@ -42,7 +50,8 @@ FAR: Final = 8 * 1024 * 1024
 class Step(NamedTuple):
     """One frame: bytes ``start`` to ``end`` (exclusive) of an object lie in it, or all of a small object that shares it (``small``).
 
-    It is needed ``at`` milliseconds after the mount, by ``share`` (of ``EVERY_START``) of all starts. ``place`` is where it is stored.
+    It is needed ``at`` milliseconds after the mount, by ``share`` (of ``EVERY_START``) of all starts; by none (0) where it is what a large
+    object lacks. ``place`` is where it is stored.
     """
 
     frame: int
@@ -92,7 +101,46 @@ def steps_of(accesses: Iterable[Access], objects: ObjectMap) -> list[Step]:
                     found[number] = known._replace(at=min(known.at, access.at), share=max(known.share, access.share))
         except ImageFSError:
             continue
+    _add_rests(found, objects, left)
     return sorted(found.values(), key=_need)
+
+
+def _add_rests(found: dict[int, Step], objects: ObjectMap, left: int) -> None:
+    """Add what objects lack of which most is touched, as much as may be; ``left`` is how many extents may be looked at."""
+    content = 0
+    touched: dict[bytes, list[Step]] = {}
+    for step in found.values():
+        if step.share >= OFTEN:
+            content += step.length
+            if step.row.extent_count > 1 and not step.small:
+                touched.setdefault(step.row.digest, []).append(step)
+    rests: list[tuple[int, list[Step]]] = []
+    for steps in touched.values():
+        row = steps[0].row
+        if sum(step.end - step.start for step in steps) < row.size - row.size // MOST or left < row.extent_count:
+            continue
+        left -= row.extent_count
+        try:
+            rest = _rest_of(row, max(step.at for step in steps), found, objects)
+        except ImageFSError:
+            continue
+        if rest:
+            rests.append((sum(step.length for step in rest), rest))
+    may = content // REST
+    for length, rest in sorted(rests, key=lambda of: (of[0], of[1][0].frame)):
+        if length > may:
+            break
+        may -= length
+        found.update((step.frame, step) for step in rest)
+
+
+def _rest_of(row: ObjectRow, at: int, found: dict[int, Step], objects: ObjectMap) -> list[Step]:
+    """Return the frames of an object that are not among those found. ``IntegrityError`` for an unsound map."""
+    rest: dict[int, Step] = {}
+    for offset, length, number, _ in objects.extents(row, 0, row.size):
+        if number != HOLE and number not in found:
+            rest[number] = Step(number, at, 0, row, offset, offset + length, small=False, place=objects.frame(number))
+    return list(rest.values())
 
 
 def _need(step: Step) -> tuple[int, int]:
@@ -109,14 +157,14 @@ class Plan:
         ordered = list(steps)
         often = [step for step in ordered if step.share >= OFTEN]
         self._first = deque(often)
-        self._rare = deque(step for step in ordered if step.share < OFTEN)
+        self._rare = deque(sorted((step for step in ordered if step.share < OFTEN), key=lambda step: not step.share))
         # What a reader has left behind, what has failed, and which frames that may not do again.
         self._behind: deque[Step] = deque()
         self._again: set[int] = set()
         # What was taken from these, as GETs.
         self._gets: deque[list[Step]] = deque()
         # Of each frame, when it is needed; and of those in the first queue, the bytes as stored that come before it.
-        self._at = {step.frame: step.at for step in ordered}
+        self._at = {step.frame: step.at for step in ordered if step.share}
         self._places: dict[int, int] = {}
         self.stored = 0
         for step in often:

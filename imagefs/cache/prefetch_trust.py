@@ -9,10 +9,13 @@ from what readers wait for. And it may be right for a while and wrong then. So i
   after a few of them;
 - **whether anything is asked for** follows what readers have wanted of late: while less than a quarter of that was known, and it is
   enough to tell (``ENOUGH`` frames, and an ``UNSEEN``th of all that were fetched), nothing is. What readers go on to want is still
-  compared, and when half of it was known, it goes on.
+  compared, and when half of it was known, ``ENOUGH`` frames at least, it goes on.
 
 The bound by all that was fetched is there for kernel mode: what has landed is read without anybody here seeing it, and a few misses that
-are seen are no reason to doubt the rest.
+are seen are no reason to doubt the rest. Where the kernel tells of opens, an open of what has landed counts as a frame that was wanted.
+
+Of who runs it may be known that no start of it is in the profile. That is a reason for doubt before there is any other, unless what readers
+have wanted says that it helps nevertheless: the same program may be started with other arguments.
 """
 
 from typing import Final
@@ -91,10 +94,27 @@ class Trust:
         self.window = max(LEAST, self.window >> min(frames, 6))
         self._judge()
 
+    def strange(self, frames: int) -> None:
+        """Note that frames are wanted that the profile does not know, and that nobody waits for."""
+        self._unknown += frames
+        self._judge()
+
+    def doubt(self) -> None:
+        """Take the profile for that of another program, unless it has proved to help."""
+        self._doubted = self._doubted or not self._is_good()
+
+    def renew(self) -> None:
+        """Begin anew with another profile: what may be under way is the link's matter, and stays."""
+        self._fetched = self._known = self._unknown = 0
+        self._doubted = False
+
+    def _is_good(self) -> bool:
+        return self._known >= max(ENOUGH, self._unknown)
+
     def _judge(self) -> None:
         known, unknown = self._known, self._unknown
         if self._doubted:
-            self._doubted = known < unknown
+            self._doubted = not self._is_good()
         else:
             self._doubted = unknown >= max(ENOUGH, self._fetched // UNSEEN) and 3 * known < unknown
         if known + unknown > _LATE:

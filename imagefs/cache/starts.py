@@ -59,7 +59,11 @@ class Start:
         self.files: list[File] = []
         self.late = False
         self.noticed: Callable[[], None] | None = None
-        """Called when a thread is seen for the first time."""
+        """Called when a thread is seen for the first time, and when it is known to be the first."""
+        self.identified: Callable[[], None] | None = None
+        """Called when it was looked who accessed first."""
+        self.opened_here: Callable[[bytes], None] | None = None
+        """Called with each object that is opened for the first time and whose content is not the daemon's to give."""
         self.entry_known = False
         """Whether the process that accessed first is known, past the ``exec`` that usually follows: then ``facts.entry`` stays as it is."""
         self.unseen: dict[int, int] = {}
@@ -80,6 +84,7 @@ class Start:
         self._gets: list[Get] = []
         self._get_index: dict[Get, int] = {}
         self._lost_gets = 0
+        self._first: int | None = None
 
     # -- what happens ---------------------------------------------------------------------------------------------------------------
 
@@ -112,7 +117,10 @@ class Start:
     def _add_open(self, file: int, thread: int, at: int, *, native: bool, unseen: bool) -> None:
         if native or (unseen and file not in self._open_before):
             self.unseen.setdefault(file, at)
-        self._open_before.add(file)
+        if file not in self._open_before:
+            self._open_before.add(file)
+            if native and self.opened_here is not None and isinstance(key := self.files[file].key, bytes):
+                self.opened_here(key)
         self._opens.add(at, file, self.who(thread), native)
 
     def asked(self, file: int, thread: int, *, unseen: bool) -> None:
@@ -154,6 +162,25 @@ class Start:
         if self.touched.add(file, start, end, at):
             self._news = self._clock()
 
+    def came(self, thread: int) -> None:
+        """Note a thread that surely accesses something through this mount: reads may come through another one of the image's."""
+        if self.who(thread) >= 0 and self._first is None:
+            self._first = thread
+            if self.noticed is not None:
+                self.noticed()
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether the thread that accessed first did so through this mount, as far as can be known."""
+        return self._first is not None or not self.facts.watched
+
+    @property
+    def first(self) -> int:
+        """The thread that accessed first; -1 if none did."""
+        if self._first is not None:
+            return self._first
+        return self.threads[0] if self.threads else -1
+
     def who(self, thread: int) -> int:
         """Return the index of a thread in ``threads``; -1 if there are too many."""
         index = self._who.get(thread, -1)
@@ -193,7 +220,7 @@ class Start:
     def copy(self) -> "Start":
         """Return one that has the same, and to which nothing more happens: for the document of one that is running."""
         other = copy.copy(self)
-        other.noticed = None
+        other.noticed = other.identified = other.opened_here = None
         other.facts = copy.deepcopy(self.facts)
         for name in ("files", "threads", "processes", "touched", "unseen", "_asked", "_open_before", "_who", "_opens", "_reads", "_gets"):
             setattr(other, name, copy.copy(getattr(self, name)))

@@ -64,6 +64,11 @@ class LayerBlob:
     compression: str
     open: Callable[[], Blob]
 
+    @property
+    def name(self) -> str:
+        """What people are told: ``docker save`` names no digest, and then it is the diff-id."""
+        return self.digest or self.diff_id or "without a digest"
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -128,7 +133,7 @@ class LayerStream:
         except ImageFSError as error:
             end = error
         except Exception as error:  # noqa: BLE001 - a thread's exception must reach the consumer, whatever it is
-            end = SourceError(f"layer {self._layer.digest} cannot be read: {error}")
+            end = SourceError(f"layer {self._layer.name} cannot be read: {error}")
         self._put(end)
 
     def _put(self, item: bytes | ImageFSError | None) -> None:
@@ -157,14 +162,14 @@ class LayerStream:
                 pass
         _check_blob(layer, self.bytes_in, source.hash)
         if layer.diff_id is not None and plain is not None and plain.hexdigest() != layer.diff_id.partition(":")[2]:
-            raise SourceError(f"layer {layer.digest} does not have the diff-id {layer.diff_id} that the image's config says")
+            raise SourceError(f"layer {layer.name} does not have the diff-id {layer.diff_id} that the image's config says")
 
     def _check_limits(self) -> None:
         limits = self._limits
         if self.bytes_out > limits.max_layer_bytes:
-            raise LimitError(f"layer {self._layer.digest} has more than {limits.max_layer_bytes} bytes uncompressed")
+            raise LimitError(f"layer {self._layer.name} has more than {limits.max_layer_bytes} bytes uncompressed")
         if self.bytes_out > _RATIO_FROM and self.bytes_out > limits.max_ratio * self.bytes_in:
-            raise LimitError(f"layer {self._layer.digest} grows more than {limits.max_ratio} times: a decompression bomb")
+            raise LimitError(f"layer {self._layer.name} grows more than {limits.max_ratio} times: a decompression bomb")
 
 
 class BlobChecks:
@@ -215,9 +220,9 @@ class BlobChecks:
 def _check_blob(layer: LayerBlob, count: int, found: "_Hash") -> None:
     """Raise ``SourceError`` unless the blob, of ``count`` bytes, is the one that the image names."""
     if count != layer.size:
-        raise SourceError(f"layer {layer.digest} has {count} bytes, not the {layer.size} that the image says")
+        raise SourceError(f"layer {layer.name} has {count} bytes, not the {layer.size} that the image says")
     if layer.digest and found.hexdigest() != layer.digest.partition(":")[2]:
-        raise SourceError(f"layer {layer.digest} is damaged: its bytes do not have that digest", hint="make or fetch the archive again")
+        raise SourceError(f"layer {layer.name} is damaged: its bytes do not have that digest", hint="make or fetch the archive again")
 
 
 class _Hasher:
@@ -320,9 +325,9 @@ def _gunzip(source: _Hashed, layer: LayerBlob) -> Iterator[bytes]:
         while out := read(_CHUNK):
             yield out
     except EOFError as error:
-        raise SourceError(f"layer {layer.digest} ends early: its gzip stream is cut off") from error
+        raise SourceError(f"layer {layer.name} ends early: its gzip stream is cut off") from error
     except _GZIP_DAMAGE as error:
-        raise SourceError(f"layer {layer.digest} is damaged, or has something behind its end: {error}") from error
+        raise SourceError(f"layer {layer.name} is damaged, or has something behind its end: {error}") from error
 
 
 def _unzstd(source: _Hashed, layer: LayerBlob) -> Iterator[bytes]:
@@ -334,5 +339,5 @@ def _unzstd(source: _Hashed, layer: LayerBlob) -> Iterator[bytes]:
             yield out
     except zstandard.ZstdError as error:
         if "memory" in str(error).lower() or "window" in str(error).lower():
-            raise LimitError(f"layer {layer.digest} needs more than {_WINDOW_MAX >> 20} MiB of zstd window") from error
-        raise SourceError(f"layer {layer.digest} is damaged: {error}") from error
+            raise LimitError(f"layer {layer.name} needs more than {_WINDOW_MAX >> 20} MiB of zstd window") from error
+        raise SourceError(f"layer {layer.name} is damaged: {error}") from error

@@ -1,31 +1,36 @@
 """Asking a daemon something over its control socket. Plain blocking functions, each with a deadline.
 
 The process that answers may be replaced at any time: who connects meanwhile waits for the next one, and who waited for an answer gets a
-``BrokenError``. Imports the standard library and ``errors`` alone, as each command comes here.
+``BrokenError``.
+
+Each command comes here, a mount's too: so nothing is imported that takes longer to load than asking takes (``imagefs.settings`` names it),
+and the sockets are the C ones, without ``socket`` and its enumerations.
 """
 
-import contextlib
-import json
 import os
-import socket
 import time
-from pathlib import Path
-from typing import Any, Final
+from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_STREAM
+from _socket import socket as Socket  # noqa: N812 - a class
 
+from imagefs.daemon.plain_json import decoded, encoded
 from imagefs.daemon.wire import rebuilt
 from imagefs.errors import AccessError, DaemonError, DeadlineError
 
-SOCKET_NAME: Final = "control.sock"
-QUICK: Final = 10.0
-PAUSE: Final = 0.05
-_ANSWER_MAX: Final = 64 << 20
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
+
+SOCKET_NAME: "Final" = "control.sock"
+QUICK: "Final" = 10.0
+PAUSE: "Final" = 0.05
+_ANSWER_MAX: "Final" = 64 << 20
 
 
 class BrokenError(DaemonError):
     """The connection broke before there was an answer: whether what was asked for has happened is not known."""
 
 
-def ask_again(directory: Path, request: dict[str, object], timeout: float) -> dict[str, Any]:
+def ask_again(directory: "str | os.PathLike[str]", request: dict[str, object], timeout: float) -> "dict[str, Any]":
     """Ask what may be asked twice: again, as long as there is time, where the worker that was asked has gone."""
     deadline = time.monotonic() + timeout
     while True:
@@ -37,33 +42,35 @@ def ask_again(directory: Path, request: dict[str, object], timeout: float) -> di
             time.sleep(PAUSE)
 
 
-def ask(directory: Path, request: dict[str, object], timeout: float) -> dict[str, Any]:
+def ask(directory: "str | os.PathLike[str]", request: dict[str, object], timeout: float) -> "dict[str, Any]":
     """Ask once; return the result, or raise the error that the daemon met.
 
     ``BrokenError`` if it may have done what was asked for and did not say so; ``DaemonError`` if none answers.
     """
     deadline = time.monotonic() + timeout
-    with contextlib.closing(connect(directory)) as connection:
-        try:
-            connection.settimeout(timeout)
-            connection.sendall(json.dumps(request).encode() + b"\n")
-            answer = b""
-            while not answer.endswith(b"\n") and len(answer) < _ANSWER_MAX:
-                connection.settimeout(max(deadline - time.monotonic(), 0.001))
-                chunk = connection.recv(65536)
-                if not chunk:
-                    raise BrokenError("the daemon closed the connection without an answer", hint=f"its log is {directory}/daemon.log")
-                answer += chunk
-        except TimeoutError:
-            raise DeadlineError(f"the daemon did not answer within {timeout:g} s", hint=f"its log is {directory}/daemon.log") from None
-        except OSError as error:
-            raise BrokenError(f"the connection to the daemon broke: {error.strerror}", hint=f"its log is {directory}/daemon.log") from error
+    connection = connect(directory)
+    try:
+        connection.settimeout(timeout)
+        connection.sendall(encoded(request) + b"\n")
+        answer = b""
+        while not answer.endswith(b"\n") and len(answer) < _ANSWER_MAX:
+            connection.settimeout(max(deadline - time.monotonic(), 0.001))
+            chunk = connection.recv(65536)
+            if not chunk:
+                raise BrokenError("the daemon closed the connection without an answer", hint=f"its log is {directory}/daemon.log")
+            answer += chunk
+    except TimeoutError:
+        raise DeadlineError(f"the daemon did not answer within {timeout:g} s", hint=f"its log is {directory}/daemon.log") from None
+    except OSError as error:
+        raise BrokenError(f"the connection to the daemon broke: {error.strerror}", hint=f"its log is {directory}/daemon.log") from error
+    finally:
+        connection.close()
     return result_of(answer)
 
 
-def connect(directory: Path) -> socket.socket:
+def connect(directory: "str | os.PathLike[str]") -> Socket:
     """Connect to the daemon of the instance that has this directory."""
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    connection = Socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
     try:
         # A socket's path is limited to 107 bytes; through the directory's descriptor it always fits.
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -81,7 +88,7 @@ def connect(directory: Path) -> socket.socket:
     return connection
 
 
-def _connect_patiently(connection: socket.socket, path: str) -> None:
+def _connect_patiently(connection: Socket, path: str) -> None:
     deadline = time.monotonic() + QUICK
     connection.settimeout(QUICK)
     while True:
@@ -97,10 +104,10 @@ def _connect_patiently(connection: socket.socket, path: str) -> None:
             return
 
 
-def result_of(answer: bytes) -> dict[str, Any]:
+def result_of(answer: bytes) -> "dict[str, Any]":
     """Return the result in an answer, or raise the error in it."""
     try:
-        document = json.loads(answer)
+        document = decoded(answer)
         if document["ok"]:
             result: dict[str, Any] = document["result"]
             return result

@@ -7,7 +7,7 @@ Blocks: use it in threads. What does not live here: the files (``imagefs.cache.p
 from typing import Final
 
 from imagefs.cache.profile_files import ProfileFiles
-from imagefs.format.profile import Key, Profile
+from imagefs.format.profile import Key, Profile, Sample, select
 from imagefs.store.pointers import ProfileSource
 from imagefs.store.profiles import fetch_keys
 
@@ -24,6 +24,8 @@ class HostProfiles:
         self._files = files
         # What was merged last, and how often the files were written before.
         self._merged: dict[tuple[str, Key | None], tuple[int, Profile]] = {}
+        # What the store said last, of images of which the files take nothing.
+        self._unkept: dict[str, list[Sample]] = {}
 
     def kept(self, manifest: str, key: Key | None = None) -> Profile | None:
         """Return what this host has of an image, of all keys together if ``key`` is None."""
@@ -43,9 +45,21 @@ class HostProfiles:
     def fetch(self, manifest: str, key: Key | None) -> Profile | None:
         """Return what the store has of an image, with what this host could not publish; and keep it. Raises what the store does."""
         found = fetch_keys(self._store, manifest)
-        if found:
-            self._files.keep(manifest, found)
-        return self.kept(manifest, key)
+        if not found:
+            return self.kept(manifest, key)
+        self._files.keep(manifest, found)
+        profile = self.kept(manifest, key)
+        if profile is None and not self._files.samples(manifest):
+            # A disk that is full keeps nothing, and is no reason to start without.
+            for oldest in list(self._unkept)[: max(0, len(self._unkept) - _MERGED_MAX + 1)]:
+                self._unkept.pop(oldest, None)
+            self._unkept[manifest] = found
+            profile = select(found, key)
+        return profile
+
+    def samples(self, manifest: str) -> list[Sample]:
+        """Return what this host has of an image, by key: one of the same key may have two, what the store said and what is its own."""
+        return self._files.samples(manifest) or self._unkept.get(manifest, [])
 
     def recent(self) -> list[str]:
         """Return the manifests of which there are profiles here, the one that was used last first."""

@@ -15,7 +15,7 @@ from typing import Final, Protocol
 from imagefs.cache.names import ResolvedNames
 from imagefs.errors import ImageFSError
 from imagefs.format.objectmap import ObjectMap
-from imagefs.format.profile import Key, Profile, covered
+from imagefs.format.profile import Key, Profile, Sample, covered
 from imagefs.store import refs
 from imagefs.store.base import ObjectStore
 
@@ -35,6 +35,9 @@ class KeptProfiles(Protocol):
 
     def fetch(self, manifest: str, key: Key | None) -> Profile | None:
         """Return what the store has of an image, and keep it on this host."""
+
+    def samples(self, manifest: str) -> list[Sample]:
+        """Return what this host keeps of an image, by key."""
 
     def recent(self) -> list[str]:
         """Return the manifests of which there are profiles here, the one that was used last first."""

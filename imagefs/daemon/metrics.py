@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from imagefs.cache.counters import ReadCounters
     from imagefs.cache.disk import DiskTier
     from imagefs.cache.link import LinkCounters
-    from imagefs.cache.prefetch import Prefetches
+    from imagefs.cache.prefetches import Prefetches
     from imagefs.cache.ram import RamCache
     from imagefs.fuse.forest import Forest
     from imagefs.fuse.guard import Requests

@@ -178,8 +178,9 @@ class RootMounter:
     async def umount(self, mountpoint: str, *, lazy: bool) -> None:
         """Take a bind mount away."""
         async with self._lock:
-            if not self._is_ours(mount_at(mountpoint)):
-                raise MountError(f"no image is mounted at {mountpoint}", hint="`imagefs daemon status` lists the mounts")
+            entry = mount_at(mountpoint)
+            if not self._is_ours(entry):
+                raise self._not_ours(mountpoint, entry)
             path = Path(mountpoint)
             try:
                 await self._call(path, _unmount_lazily if lazy else unmount, path)
@@ -191,6 +192,11 @@ class RootMounter:
                 ) from error
             self._forget(mountpoint, in_use=lazy)
             await self._release_trees()
+
+    def _not_ours(self, mountpoint: str, entry: MountEntry | None) -> MountError:
+        if entry is not None and self._table.get(mountpoint) and any(found.mountpoint == mountpoint for found in read_images()):
+            return MountError(f"another mount covers the image at {mountpoint}: {entry.source} ({entry.fstype})", hint="unmount that first")
+        return MountError(f"no image is mounted at {mountpoint}", hint="`imagefs daemon status` lists the mounts")
 
     def _forget(self, mountpoint: str, *, in_use: bool = False) -> None:
         """Forget a mount; ``in_use``: files that were opened through it may be open still."""

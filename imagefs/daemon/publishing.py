@@ -3,8 +3,8 @@
 A profile is a file there before anything is sent, so one that a daemon could not publish is the next one's to publish. Publishing the same
 profile twice does no harm (``imagefs.store.profiles``). A store that is away is asked again when the next profile comes, when a daemon
 starts, and every ten minutes; from one that may only be read nothing is expected: what was recorded stays with this host
-(``imagefs.cache.profile_files``), which has it meanwhile in the other case too. Nobody waits for any of it, and it is told of once. What is
-damaged in the spool is dropped.
+(``imagefs.cache.profile_files``), which has it meanwhile in the other case too. Nobody waits for any of it, it waits for who reads, and it
+is told of once. What is damaged in the spool is dropped.
 
 Belongs to the trio thread; what blocks runs in a thread, one at a time.
 """
@@ -25,6 +25,7 @@ from imagefs.digest import digest_of
 from imagefs.errors import AccessError, ImageFSError, IntegrityError, LimitError, UnsupportedError
 from imagefs.format.profile import MAX_PROFILE, Profile, decode, encode
 from imagefs.store.base import ObjectStore
+from imagefs.store.courtesy import Courteous
 from imagefs.store.profiles import fetch_keys, publish
 
 FOLDER: Final = "profiles/spool"
@@ -168,9 +169,12 @@ class Publisher:
 
 
 def publisher_of(
-    cache: Path, store: ObjectStore, counters: StartCounters, log: structlog.typing.FilteringBoundLogger
+    cache: Path, store: ObjectStore, counters: StartCounters, log: structlog.typing.FilteringBoundLogger, *, busy: Callable[[], bool]
 ) -> tuple[Publisher, ProfileFiles]:
-    """Return what publishes to a store from a cache directory, and what this host knows of profiles, which is kept up with that."""
+    """Return what publishes to a store from a cache directory, and what this host knows of profiles, which is kept up with that.
+
+    ``busy`` says whether a reader waits for the link: then publishing waits.
+    """
 
     def unusable(error: Exception) -> None:
         log.warning("profiles_unusable", error=str(error))
@@ -178,8 +182,9 @@ def publisher_of(
     known = ProfileFiles(cache, unusable)
 
     def published(profile: Profile) -> str:
-        name = publish(store, profile)
-        known.keep(profile.manifest, fetch_keys(store, profile.manifest))
+        behind = Courteous(store, busy)
+        name = publish(behind, profile)
+        known.keep(profile.manifest, fetch_keys(behind, profile.manifest))
         known.forget_added(profile.manifest)
         return name
 

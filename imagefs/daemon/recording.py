@@ -13,11 +13,11 @@ Belongs to the trio thread. What does not live here: what is collected (``imagef
 (``publishing``).
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import structlog
 import trio
@@ -28,16 +28,16 @@ from imagefs.cache.link import LinkCounters
 from imagefs.cache.residency import resident
 from imagefs.cache.start_fetched import note_fetched
 from imagefs.cache.start_profile import needed, profile_of
-from imagefs.cache.starts import Facts, Start
+from imagefs.cache.starts import LIMIT_SECONDS, Start
 from imagefs.daemon.folders import KnownFolders
 from imagefs.daemon.prefetching import Followed
 from imagefs.daemon.publishing import Publisher
 from imagefs.daemon.sightings import follow_processes
+from imagefs.daemon.start_facts import add_known, facts_of
 from imagefs.daemon.start_files import StartFiles, paths_of
 from imagefs.daemon.watching import WatchedMount
 from imagefs.errors import ImageFSError, NotFoundError
-from imagefs.format import optimized
-from imagefs.format.profile import Profile
+from imagefs.format.profile import Key, Profile
 from imagefs.fuse.reading import Reading
 from imagefs.mount.table import KERNEL, MountRecord, MountTable
 
@@ -45,12 +45,14 @@ _LOOK_SECONDS: Final = 0.25
 """How often it is looked whether a Start is over."""
 
 _FAREWELL_SECONDS: Final = 2.0
+_SEVERAL: Final = 2
 
 OF_IMAGE_MAX: Final = 4
 ALL_MAX: Final = 32
 """Starts that are recorded at a time, of one image and of all: a host that begins a hundred containers learns nothing from the others."""
 
-_GPUS: Final = Path("/proc/driver/nvidia/gpus")
+LOOKS_MAX: Final = 4
+"""Mounts that are not recorded of which it is found out at a time which program starts there, for what is fetched ahead of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,25 @@ class Recording:
     def as_dict(self) -> dict[str, object]:
         """Return it as ``mount`` and ``status`` show it: the reason is that of ``recording``, or else of ``watched``, being false."""
         return {"recording": self.on, "watched": self.watched, "recording_reason": self.why or self.unwatched}
+
+
+class Onlooker(Protocol):
+    """Who is told which program a start is of, and what it opens, while it goes on: ``Prefetching``."""
+
+    def expects(self, manifest: str, mountpoint: str) -> None:
+        """A start begins."""
+
+    def runs(self, manifest: str, mountpoint: str, key: Key, *, settled: bool) -> None:
+        """Its program is known; ``settled``: for good."""
+
+    def gone(self, manifest: str, mountpoint: str) -> None:
+        """It is over."""
+
+    def opened(self, manifest: str, digest: bytes) -> None:
+        """An object is opened that the kernel has."""
+
+    def followed(self, manifest: str) -> Followed | None:
+        """Return what was prefetched from."""
 
 
 @dataclass(slots=True, eq=False)
@@ -95,12 +116,12 @@ class Recorder:
         counters: tuple[ReadCounters, LinkCounters, StartCounters],
         restarts: int,
         previous: Callable[[str], Profile | None],
-        followed: Callable[[str], Followed | None],
+        onlooker: Onlooker,
         log: structlog.typing.FilteringBoundLogger,
     ) -> None:
         """``restarts``: how many workers were before this one.
 
-        ``previous`` returns what the host knows of an image's starts, and blocks; ``followed`` what the image's prefetch followed.
+        ``previous`` returns what the host knows of an image's starts, and blocks.
         """
         self._nursery = nursery
         self._reading = reading
@@ -112,9 +133,10 @@ class Recorder:
         self._counters = counters
         self._restarts = restarts
         self._previous = previous
-        self._followed = followed
+        self._onlooker = onlooker
         self._log = log
         self._running: dict[str, _Running] = {}
+        self._looks = 0
         self._how: dict[str, tuple[float, Recording]] = {}
         self._unfinished: set[_Running] = set()
 
@@ -126,6 +148,8 @@ class Recorder:
             how = await self._begin(image, record, label=label, shown_before=shown_before)
         else:
             how = Recording(on=False, why="asked for")
+            if record.prefetch and self._looks < LOOKS_MAX:
+                self._nursery.start_soon(self._look_at, image, record, label)
         mounted = {other.mountpoint for other in self._table}
         self._how = {mountpoint: known for mountpoint, known in self._how.items() if mountpoint in mounted}
         self._how[record.mountpoint] = record.mounted_at, how
@@ -136,25 +160,8 @@ class Recorder:
         recorded = [other for other in self._running.values() if not other.ended]
         if len(recorded) >= ALL_MAX or sum(other.image.name == image.name for other in recorded) >= OF_IMAGE_MAX:
             return Recording(on=False, why="enough other starts are being recorded now")
-        watched, unwatched = None, ""
-        if record.mode == KERNEL:
-            try:
-                watched = await trio.to_thread.run_sync(WatchedMount, Path(record.mountpoint), image, self._folders)
-            except ImageFSError as error:
-                unwatched = error.message
-        manifest = image.manifest
-        facts = Facts(
-            image.name,
-            record.ref,
-            record.mountpoint,
-            record.mode,
-            label,
-            gpu=_gpu(),
-            watched=watched is not None,
-            host={"kernel": os.uname().release, "cpus": os.cpu_count() or 1},
-            image={"files": manifest.files, "bytes": manifest.bytes},
-        )
-        start = Start(facts, image.objects)
+        watched, unwatched = await self._watch(image, record)
+        start = self._start(image, record, label, watched)
         # The kernel has pages of what this daemon showed it before, or one before it: who reads those does not ask.
         start.late = self._restarts > 0 if record.mode == KERNEL else shown_before
         running = _Running(start, image, record, watched, self._figures())
@@ -164,6 +171,62 @@ class Recorder:
         self._reading.begin(start)
         self._nursery.start_soon(self._run, running)
         return Recording(on=True, watched=watched is not None, unwatched=unwatched)
+
+    async def _watch(self, image: Image, record: MountRecord) -> tuple[WatchedMount | None, str]:
+        """Have the kernel tell of opens, in kernel mode; return why it does not, where it cannot."""
+        if record.mode == KERNEL:
+            try:
+                return await trio.to_thread.run_sync(WatchedMount, Path(record.mountpoint), image, self._folders), ""
+            except ImageFSError as error:
+                return None, error.message
+        return None, ""
+
+    def _start(self, image: Image, record: MountRecord, label: str, watched: WatchedMount | None) -> Start:
+        """Return a Start, of which it is told which program it is of, as soon as that is known, and what that opens."""
+        facts, onlooker = facts_of(image, record, label, watched=watched is not None), self._onlooker
+        start = Start(facts, image.objects)
+
+        def identified() -> None:
+            onlooker.runs(facts.manifest, facts.mountpoint, Key.of(facts.entry, facts.label, facts.gpu), settled=start.entry_known)
+
+        if watched is not None:
+            start.opened_here = partial(onlooker.opened, image.name)
+        if watched is not None or len(self._table.of_image(image.name)) < _SEVERAL:
+            # Else who reads may do so through another one of its mounts.
+            start.identified = identified
+        onlooker.expects(facts.manifest, facts.mountpoint)
+        return start
+
+    async def _look_at(self, image: Image, record: MountRecord, label: str) -> None:
+        """Find out which program starts on a mount that is not recorded. Nothing of it is kept."""
+        self._looks += 1
+        try:
+            watched, _ = await self._watch(image, record)
+            start = self._start(image, record, label, watched)
+            self._reading.begin(start)
+            try:
+                await self._until_known(start, record, watched)
+            finally:
+                self._reading.end(start)
+                if watched is not None:
+                    await watched.close()
+        except Exception:  # noqa: BLE001 # a bug here must not end the daemon
+            self._log.exception("recording_bug", mountpoint=record.mountpoint)
+        finally:
+            self._onlooker.gone(image.name, record.mountpoint)
+            self._looks -= 1
+
+    async def _until_known(self, start: Start, record: MountRecord, watched: WatchedMount | None) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(follow_processes, start)
+            if watched is not None:
+                nursery.start_soon(watched.run, start)
+            while not start.entry_known and start.seconds < LIMIT_SECONDS and self._is_there(record):
+                # Nobody tells that somebody else has unmounted it.
+                await trio.sleep(_LOOK_SECONDS)
+                if watched is not None:
+                    await watched.look_into(start, whole=False)
+            nursery.cancel_scope.cancel()
 
     def unmounted(self, mountpoint: str) -> None:
         """Take note that a mount went."""
@@ -196,6 +259,7 @@ class Recorder:
         finally:
             self._reading.end(running.start)
             running.start.finish()
+            self._onlooker.gone(running.start.manifest, running.record.mountpoint)
             if running.watched is not None:
                 await running.watched.close()
             if self._running.get(running.record.mountpoint) is running:
@@ -223,10 +287,12 @@ class Recorder:
                 return
 
     def _ended(self, running: _Running) -> str:
-        record = self._table.get(running.record.mountpoint)
-        if record is None or record.mounted_at != running.record.mounted_at:
-            return "unmounted"
-        return running.start.is_over()
+        return running.start.is_over() if self._is_there(running.record) else "unmounted"
+
+    def _is_there(self, record: MountRecord) -> bool:
+        """Say whether a mount is there still, and not another in its place."""
+        now = self._table.get(record.mountpoint)
+        return now is not None and now.mounted_at == record.mounted_at
 
     # -- after its end ------------------------------------------------------------------------------------------------------------------
 
@@ -258,18 +324,7 @@ class Recorder:
             await self._publisher.add(profile)
 
     def _keep(self, start: Start, ended: str, image: Image) -> Path:
-        start.facts.image["stored"] = _stored(image)
-        start.facts.optimized = _optimized(image)
-        if (followed := self._followed(image.name)) is not None:
-            profile = followed.profile
-            start.facts.profile = {
-                "starts": profile.starts,
-                "accesses": len(profile.accesses),
-                "bytes": followed.content,
-                "stored": followed.stored,
-                "key": profile.key._asdict(),
-            }
-            start.profiled = _shares(profile, start)
+        add_known(start, image, self._onlooker.followed(image.name))
         paths = paths_of(image.tree, start)
         document = start.document(ended, {file: _shown(path) for file, path in paths.items()})
         note_fetched(document, image.objects)
@@ -336,42 +391,3 @@ class Recorder:
 
 def _shown(path: bytes) -> str:
     return "/" + path.decode(errors="replace")
-
-
-def _stored(image: Image) -> int:
-    """Return the bytes of the packs that an image's map names."""
-    return sum(image.objects.pack(number).size for number in range(image.objects.pack_count))
-
-
-def _gpu() -> str:
-    """Return the model of the first GPU that NVIDIA's driver knows; "" if there is none."""
-    try:
-        for folder in sorted(_GPUS.iterdir()):
-            for line in (folder / "information").read_text(errors="replace").splitlines():
-                name, _, value = line.partition(":")
-                if name.strip() == "Model":
-                    return value.strip()
-    except OSError:
-        pass
-    return ""
-
-
-def _optimized(image: Image) -> dict[str, object] | None:
-    """Return what an optimized image was made from, and what was expected of that."""
-    found = optimized.read(image.manifest.annotations)
-    if found is None:
-        return None
-    before, after = found.before, found.after
-    gain = {"gets_before": before.gets, "gets_after": after.gets, "bytes_before": before.stored, "bytes_after": after.stored}
-    return {"from": found.origin, "expected_gain": gain}
-
-
-def _shares(profile: Profile, start: Start) -> dict[bytes, int]:
-    """Return in what share of starts each object is touched, at most, of those that a Start has touched."""
-    touched = {key for key, _, _ in start.files if isinstance(key, bytes)}
-    columns, shares, at = profile.columns, dict[bytes, int](), 0
-    for name, count in zip(columns.names(), columns.counts, strict=True):
-        if name in touched:
-            shares[name] = max(columns.shares[at : at + count])
-        at += count
-    return shares

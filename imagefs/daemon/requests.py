@@ -87,6 +87,17 @@ class Prefetch(msgspec.Struct, tag_field="op", tag="prefetch", forbid_unknown_fi
     wait: bool = False
 
 
+class Warm(msgspec.Struct, tag_field="op", tag="warm", forbid_unknown_fields=True, kw_only=True):
+    """Bring all of an image to this host, or say how far that is; ``begin``: also if it is over already, or was never asked for.
+
+    ``manifest`` is its hex digest; without it ``ref`` is resolved.
+    """
+
+    ref: str = ""
+    manifest: str | None = None
+    begin: bool = True
+
+
 class Cache(msgspec.Struct, tag_field="op", tag="cache", forbid_unknown_fields=True, kw_only=True):
     """Ask something of the SSD tier.
 
@@ -102,7 +113,7 @@ class Cache(msgspec.Struct, tag_field="op", tag="cache", forbid_unknown_fields=T
     pinned: bool = False
 
 
-Request = Ping | Status | Stats | Top | Reload | Stop | Mount | Umount | Explain | Prefetch | Cache
+Request = Ping | Status | Stats | Top | Reload | Stop | Mount | Umount | Explain | Prefetch | Warm | Cache
 
 decoder: Final = msgspec.json.Decoder(Request)
 

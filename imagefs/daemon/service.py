@@ -6,7 +6,7 @@ Mounting itself differs, and is a :class:`Mounter`'s. All of it belongs to the t
 import os
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
@@ -26,6 +26,7 @@ from imagefs.daemon.metrics import Sources
 from imagefs.daemon.opening import OpenImages
 from imagefs.daemon.prefetching import Prefetching
 from imagefs.daemon.recording import Recorder, Recording
+from imagefs.daemon.warming import Warmer
 from imagefs.digest import is_hex_digest
 from imagefs.errors import DaemonError, DeadlineError, ImageFSError, MountError, NotFoundError, StoreError, UsageError
 from imagefs.format.profile import Key
@@ -102,6 +103,7 @@ class Service:
     caching: CacheService | None = None
     recorder: Recorder | None = None
     prefetching: Prefetching | None = None
+    warmer: Warmer | None = None
     stopping: bool = False
     pending: int = 0
     last_mount: float = 0.0
@@ -137,6 +139,8 @@ class Service:
                 return await self._explain(request)
             case requests.Prefetch():
                 return await self._prefetch(request)
+            case requests.Warm():
+                return await self._warm(request)
             case requests.Cache():
                 if self.caching is None:
                     raise DaemonError("this daemon has no SSD tier", hint="its log says why")
@@ -232,7 +236,21 @@ class Service:
             "prefetched": ahead.share,
         }
 
-    async def _resolve(self, request: requests.Mount | requests.Prefetch) -> tuple[str, str]:
+    async def _warm(self, request: requests.Warm) -> dict[str, object]:
+        """Bring all of an image to this host, or say how far that is."""
+        if self.warmer is None:
+            raise DaemonError("this daemon has no SSD tier", hint="its log says why")
+        if self.stopping:
+            raise DaemonError("the daemon is stopping")
+        manifest, _ = await self._resolve(request)
+        warmth = self.warmer.of(manifest)
+        if request.begin:
+            image, _ = await self.images.open(manifest)
+            warmth = self.warmer.begin(image)
+        known = {} if warmth is None else asdict(warmth)
+        return {"ref": request.ref or manifest, "manifest": manifest, "known": warmth is not None, **known}
+
+    async def _resolve(self, request: requests.Mount | requests.Prefetch | requests.Warm) -> tuple[str, str]:
         """Return a manifest's hex digest, and if the store could not be asked for it, why not."""
         if request.manifest is not None:
             if not is_hex_digest(request.manifest):
@@ -291,7 +309,7 @@ class Service:
             self.prefetching.keep({record.manifest for record in self.sources.table})
 
     def _may_stop(self) -> bool:
-        busy = self.prefetching is not None and self.prefetching.is_busy
+        busy = (self.prefetching is not None and self.prefetching.is_busy) or (self.warmer is not None and self.warmer.is_busy)
         return self.mounter.idle and not self.pending and not busy
 
     def after_answer(self) -> None:

@@ -15,9 +15,30 @@ from typing import Final
 import structlog
 import trio
 
+from imagefs.cache.disk import DiskTier
+from imagefs.daemon.mounter import RootMounter
+from imagefs.format.objectmap import ObjectRow
+from imagefs.fuse.forest import Forest
+
 _QUIET: Final = 1.0
 _LONG: Final = 10.0
 _PAUSE_MAX: Final = 300.0
+
+
+async def settle_mounts(mounter: RootMounter, tier: DiskTier, forest: Forest, log: structlog.typing.FilteringBoundLogger) -> None:
+    """Settle the mounts of a daemon when what was promoted to ``tier``, evicted from it or opened too early for it is over."""
+    counters = tier.counters
+
+    def is_local(row: ObjectRow) -> bool:
+        return tier.is_native(row.digest, row.size)
+
+    async def settle() -> None:
+        await mounter.settle(is_local)
+
+    def changes() -> int:
+        return counters.completed_files + counters.cleared_files + counters.evicted_files + forest.late_opens
+
+    await settle_when_quiet(changes, settle, log, urgent=lambda: counters.withdrawn_files)
 
 
 async def settle_when_quiet(

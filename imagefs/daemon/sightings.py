@@ -20,6 +20,7 @@ _AGAIN: Final = (0.0, 0.2, 1.0)
 _COMMAND_MAX: Final = 4096
 _SECONDS: Final = 2.0
 _PROC: Final = Path("/proc")
+_KTHREADD: Final = "2"
 _limiter: Final = trio.CapacityLimiter(4)
 
 
@@ -37,7 +38,7 @@ class Sighting:
 async def follow_processes(start: Start) -> None:
     """Find out who the processes of a Start are, until cancelled."""
     due: list[tuple[float, int, int]] = []
-    known = 0
+    known, first = 0, -1
     news = trio.Event()
 
     def noticed() -> None:
@@ -48,7 +49,10 @@ async def follow_processes(start: Start) -> None:
         now = trio.current_time()
         for thread in start.threads[known:]:
             heapq.heappush(due, (now, 0, thread))
-        known = len(start.threads)
+        if start.first != first and start.first in start.threads[:known]:
+            # Others were taken for the first before.
+            heapq.heappush(due, (now, 0, start.first))
+        known, first = len(start.threads), start.first
         looks = []
         while due and due[0][0] <= now:
             looks.append(heapq.heappop(due)[1:])
@@ -59,7 +63,7 @@ async def follow_processes(start: Start) -> None:
                     heapq.heappush(due, (now + _AGAIN[number + 1], number + 1, thread))
             continue
         news = trio.Event()
-        if known == len(start.threads):
+        if known == len(start.threads) and first == start.first:
             with trio.move_on_at(due[0][0] if due else float("inf")):
                 await news.wait()
 
@@ -73,10 +77,12 @@ async def _look(start: Start, looks: list[tuple[int, int]]) -> None:
     for (number, thread), sighting in zip(looks, found, strict=True):
         if sighting is not None:
             start.processes[thread] = sighting.process
-        if thread == start.threads[0]:
+        if thread == start.first:
             if sighting is not None:
                 start.facts.entry = sighting.arguments
             start.entry_known |= sighting is None or number + 1 == len(_AGAIN)
+            if start.identified is not None and start.facts.entry and start.is_sure:
+                start.identified()
 
 
 def sighted(thread: int) -> Sighting | None:
@@ -89,6 +95,9 @@ def sighted(thread: int) -> Sighting | None:
         pid = int(values["Tgid"])
         with (_PROC / str(pid) / "cmdline").open("rb") as file:
             text = file.read(_COMMAND_MAX).decode(errors="replace")
+        if not text and "VmSize" not in values and values["PPid"] != _KTHREADD:
+            # It ends, or has ended and nobody has looked how yet: its name is there still, its arguments are not.
+            return None
         arguments = text.removesuffix("\0").split("\0") if text else [values["Name"]]
         return Sighting(Process(pid, " ".join(arguments), int(values["PPid"])), arguments)
     return None

@@ -92,7 +92,7 @@ class WatchedMount:
                 self._taken.append((now, taken))
                 for opened in watch.opens(taken[:_HEAD]):
                     if opened.pid != self._own:
-                        start.who(opened.pid)
+                        start.came(opened.pid)
             await trio.sleep(_TAKE_SECONDS)
 
     @property

@@ -1,10 +1,12 @@
 """Errors on their way from one process to another: described in JSON there, raised here as what they were. Imports ``errors`` alone."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any
-
 from imagefs import errors
 from imagefs.errors import DaemonError, ImageFSError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from typing import Any
 
 
 def innermost(error: BaseException) -> BaseException:
@@ -26,7 +28,7 @@ def described(error: BaseException) -> dict[str, object]:
     return {"type": type(found).__name__, "exit_code": found.exit_code, "message": found.message, "hint": found.hint}
 
 
-def rebuilt(problem: Mapping[str, Any]) -> ImageFSError:
+def rebuilt(problem: "Mapping[str, Any]") -> ImageFSError:
     """Return the error that was described. One of a class that this version does not have becomes one with its exit code."""
     kind = getattr(errors, str(problem.get("type")), None)
     if not (isinstance(kind, type) and issubclass(kind, ImageFSError)):
@@ -34,7 +36,7 @@ def rebuilt(problem: Mapping[str, Any]) -> ImageFSError:
     return kind(problem.get("message", "unknown error"), hint=problem.get("hint"))
 
 
-def _all_errors(base: type[ImageFSError]) -> Iterator[type[ImageFSError]]:
+def _all_errors(base: type[ImageFSError]) -> "Iterator[type[ImageFSError]]":
     yield base
     for kind in base.__subclasses__():
         yield from _all_errors(kind)

@@ -23,7 +23,6 @@ import structlog
 import trio
 
 from imagefs.cache.counters import ReadCounters, StartCounters
-from imagefs.cache.disk import DiskTier
 from imagefs.cache.disk_open import OpenedTier
 from imagefs.cache.disk_place import CachePlace
 from imagefs.cache.fetcher import Fetcher
@@ -31,11 +30,12 @@ from imagefs.cache.image import open_image
 from imagefs.cache.index import bring_index
 from imagefs.cache.link import Link, LinkCounters
 from imagefs.cache.names import ResolvedNames
-from imagefs.cache.prefetch import Prefetches
+from imagefs.cache.prefetches import Prefetches
 from imagefs.cache.pressure import Pressure, follow
 from imagefs.cache.ram import RamCache
 from imagefs.cache.scrub import Scrubber
 from imagefs.cache.starts import Starts
+from imagefs.cache.warming import Warming
 from imagefs.daemon.caching import CacheService
 from imagefs.daemon.control import serve_control
 from imagefs.daemon.exporter import Exporter, remove_socket
@@ -55,12 +55,12 @@ from imagefs.daemon.publishing import publisher_of
 from imagefs.daemon.recording import Recorder
 from imagefs.daemon.restoring import bring_missing, restored
 from imagefs.daemon.service import Mounter, Past, Service, in_thread
-from imagefs.daemon.settling import settle_when_quiet
+from imagefs.daemon.settling import settle_mounts
 from imagefs.daemon.single import SingleMounter
 from imagefs.daemon.template import belong_to, forked
+from imagefs.daemon.warming import Warmer
 from imagefs.daemon.wire import described, innermost, known
 from imagefs.errors import DaemonError, ImageFSError, StoreError, StoreFullError
-from imagefs.format.objectmap import ObjectRow
 from imagefs.fuse.forest import Forest
 from imagefs.fuse.guard import Requests
 from imagefs.fuse.readers import Readers
@@ -307,7 +307,7 @@ class _Worker:
         if mounter.missing():
             nursery.start_soon(bring_missing, mounter.missing, mounter.show_late, self._store, cache, self._log)
         if self._disk is not None:
-            self._settle_when_quiet(nursery, mounter, self._disk.tier)
+            nursery.start_soon(settle_mounts, mounter, self._disk.tier, self._forest, self._log)
         entry = mount_at(fuse)
         if entry is not None:
             await session.tune(entry.device)
@@ -322,22 +322,6 @@ class _Worker:
         period = self._role.config.scrub_days * 86400
         nursery.start_soon(Scrubber(disk.checker, disk.index, disk.tier, self._log, period=period).run)
         nursery.start_soon(heal, disk.tier.withdrawn, self._forest, fetcher, self._log)
-
-    def _settle_when_quiet(self, nursery: trio.Nursery, mounter: RootMounter, tier: DiskTier) -> None:
-        counters, forest = tier.counters, self._forest
-
-        def is_local(row: ObjectRow) -> bool:
-            return tier.is_native(row.digest, row.size)
-
-        async def settle() -> None:
-            await mounter.settle(is_local)
-
-        def changes() -> int:
-            return counters.completed_files + counters.cleared_files + counters.evicted_files + forest.late_opens
-
-        nursery.start_soon(
-            functools.partial(settle_when_quiet, changes, settle, self._log, urgent=lambda: counters.withdrawn_files),
-        )
 
     def _service(self, mounter: Mounter, prefetches: Prefetches) -> Service:
         tier = self._disk.tier if self._disk is not None else None
@@ -368,7 +352,7 @@ class _Worker:
     def _remember(self, nursery: trio.Nursery, fetcher: Fetcher, reading: Reading, service: Service) -> None:
         """Have starts recorded, and what they will need fetched ahead."""
         config = self._role.config
-        publisher, known = publisher_of(config.cache, self._store, self._start_counters, self._log)
+        publisher, known = publisher_of(config.cache, self._store, self._start_counters, self._log, busy=lambda: not self._link.is_idle)
         nursery.start_soon(publisher.run)
         profiles = HostProfiles(self._store, known)
         relatives = Relatives(profiles, lambda: service.names, self._store)
@@ -376,6 +360,8 @@ class _Worker:
         completion = fetcher.completion(rate) if rate else None
         prefetching = Prefetching(nursery, fetcher.prefetches, profiles, relatives, completion=completion, log=self._log)
         service.prefetching = prefetching
+        if self._disk is not None:
+            service.warmer = Warmer(nursery, Warming(fetcher.prefetches, self._disk.tier, patience=2 * config.store_deadline))
         prefetching.resume({slot.number: slot.image for slot in self._forest.slots.values()}, self._table)
         service.recorder = Recorder(
             nursery,
@@ -386,7 +372,7 @@ class _Worker:
             counters=(self._counters, self._link_counters, self._start_counters),
             restarts=self._past.restarts,
             previous=profiles.kept,
-            followed=prefetching.followed,
+            onlooker=prefetching,
             log=self._log,
         )
 

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from imagefs.daemon.instance import Role
 from imagefs.daemon.life import MESSAGE_MAX, Word, message, parsed
+from imagefs.daemon.oom import oom_kills
 from imagefs.daemon.plain_log import PlainLog
 from imagefs.errors import ImageFSError
 
@@ -56,6 +57,8 @@ class Worker:
         self._was_aborted = False
         self._silent = ""
         self._ended: int | None = None
+        self._oom_kills = oom_kills()
+        self._lacked_memory = False
 
     @classmethod
     def started(cls, command: Sequence[str], role: Role, listener: socket.socket, lock: int) -> "Worker":
@@ -131,6 +134,8 @@ class Worker:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
                 self._ended = os.waitstatus_to_exitcode(status)
+                if self._ended == -signal.SIGKILL and self.killed_at is None and self._oom_kills is not None:
+                    self._lacked_memory = (oom_kills() or 0) > self._oom_kills
         return self._ended is not None
 
     def how_it_ended(self) -> str:
@@ -141,7 +146,7 @@ class Worker:
         if status >= 0:
             return f"{self._silent}it ended with status {status}"
         name = signal.Signals(-status).name if -status in set(signal.Signals) else "unknown"
-        return f"{self._silent}it was killed by signal {-status} ({name})"
+        return f"{self._silent}it was killed by signal {-status} ({name}){', as its memory ran out' if self._lacked_memory else ''}"
 
     def _send(self, number: int) -> None:
         # Its id is its own until its end was taken note of.

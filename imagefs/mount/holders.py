@@ -1,8 +1,10 @@
-"""Which processes keep a mount busy, for the message that says so."""
+"""Which processes, and which other mounts, keep a mount busy, for the message that says so."""
 
 import os
 from pathlib import Path
 from typing import Final
+
+from imagefs.mount.mountinfo import read_mounts
 
 _LINKS: Final = ("cwd", "root", "exe")
 _MAX_PROCESSES: Final = 20_000
@@ -11,12 +13,13 @@ _MAX_MAPS: Final = 4 << 20
 
 
 def holders(mountpoint: str, *, limit: int = 5) -> list[str]:
-    """Return up to ``limit`` processes, as ``name (pid)``, that have a directory or file below ``mountpoint`` open or mapped.
+    """Return up to ``limit`` mounts that were made below ``mountpoint``, and processes, as ``name (pid)``, that use something there.
 
-    Looks at names only and follows no link, so it cannot hang on a dead mount. Processes of others show only to root.
+    They have a directory or file open or mapped, or run it. Looks at names only and follows no link, so it cannot hang on a dead mount.
+    Processes of others show only to root.
     """
-    found = []
     prefix = mountpoint.rstrip("/") + "/"
+    found = [f"the mount at {entry.mountpoint}" for entry in read_mounts() if entry.mountpoint.startswith(prefix)][:limit]
     for entry in sorted((name for name in os.listdir("/proc") if name.isdigit()), key=int)[:_MAX_PROCESSES]:  # noqa: PTH208
         process = Path("/proc") / entry
         try:

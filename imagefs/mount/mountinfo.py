@@ -6,9 +6,8 @@ Reading it never touches a mountpoint, so it works where one hangs. Octal escape
 
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 FUSE_TYPE: Final = "fuse.imagefs"
 """The file system type of our mounts in FUSE mode."""
@@ -19,10 +18,10 @@ SOURCE: Final = "imagefs"
 
 _PATH: Final = Path("/proc/self/mountinfo")
 _ESCAPE: Final = re.compile(rb"\\([0-7]{3})")
+_ESCAPED: Final = re.compile(rb"[ \t\n\\]")
 
 
-@dataclass(frozen=True, slots=True)
-class MountEntry:
+class MountEntry(NamedTuple):
     """One mount. ``device`` is ``major:minor``; ``root`` is what of the file system is shown at ``mountpoint``."""
 
     mount_id: int
@@ -65,11 +64,22 @@ def parse_mountinfo(data: bytes) -> list[MountEntry]:
     return entries
 
 
+def read_images() -> list[MountEntry]:
+    """Return those mounts that are images of ours, or our FUSE mounts, in the order in which they were made."""
+    mark = SOURCE.encode()
+    lines = [line for line in _PATH.read_bytes().split(b"\n") if mark in line]
+    return [entry for entry in parse_mountinfo(b"\n".join(lines)) if is_image(entry)]
+
+
 def mount_at(path: str | Path, entries: list[MountEntry] | None = None) -> MountEntry | None:
     """Return the mount that is visible at exactly this path, or None."""
     name = str(path)
+    if entries is None:
+        # Each mount asks this several times, and a host may have thousands of others: only what may be it is parsed.
+        field = b" %s " % _ESCAPED.sub(lambda match: b"\\%03o" % match[0][0], os.fsencode(name))
+        entries = parse_mountinfo(b"\n".join(line for line in _PATH.read_bytes().split(b"\n") if field in line))
     found = None
-    for entry in read_mounts() if entries is None else entries:
+    for entry in entries:
         if entry.mountpoint == name:
             found = entry
     return found
@@ -81,4 +91,4 @@ def is_image(entry: MountEntry | None) -> bool:
 
 
 def _unescape(field: bytes) -> str:
-    return os.fsdecode(_ESCAPE.sub(lambda match: bytes((int(match[1], 8),)), field))
+    return os.fsdecode(field if b"\\" not in field else _ESCAPE.sub(lambda match: bytes((int(match[1], 8),)), field))

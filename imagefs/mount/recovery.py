@@ -1,9 +1,11 @@
 """Taking away what is mounted for a daemon that does not serve it any more: one that was killed, or one that is ending.
 
-The caller holds the instance's lock, so whatever is found is nobody's but the caller's. Nothing here touches a mountpoint, as all of them
-may be dead; what still uses a mount keeps it until it is done, and gets errors.
+The caller holds the instance's lock, so whatever is found is nobody's but the caller's, or has asked all daemons and none has it. What
+still uses a mount keeps it until it is done, and gets errors.
 """
 
+import errno
+import os
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +19,7 @@ from imagefs.mount.mountinfo import FUSE_TYPE, is_image, mount_at, read_mounts
 def detach_all(fuse: Path, trees: Path, recorded: Iterable[str]) -> list[str]:
     """Detach the FUSE mount at ``fuse``, everything else that shows its file system, what is below ``trees``, and what was ``recorded``.
 
-    Returns the mountpoints; those that would not go are left, and found again next time.
+    Touches no mountpoint, as all of them may be dead. Returns them; those that would not go are left, and found again next time.
     """
     entries = read_mounts()
     dead = mount_at(fuse, entries)
@@ -36,3 +38,24 @@ def detach_all(fuse: Path, trees: Path, recorded: Iterable[str]) -> list[str]:
 def detach_single(point: Path) -> list[str]:
     """Detach the FUSE mount at ``point``, which a daemon without root has made. Returns the mountpoints."""
     return [str(point)] if is_fuse_mount(point) and not release_mount(point, lazy=True) else []
+
+
+def detach_dead(place: str) -> bool:
+    """Detach what a killed daemon left at ``place``: nobody else will, and every access to it fails. False if there is no such mount."""
+    entry = mount_at(place)
+    if entry is None or not is_image(entry):
+        return False
+    if entry.fstype == FUSE_TYPE and not _is_dead(place):
+        return False
+    # In kernel mode what is on this host is read without a daemon; no daemon knows of it, so it is a dead one's.
+    unmount(Path(place), lazy=True)
+    return True
+
+
+def _is_dead(place: str) -> bool:
+    """Say whether the kernel answers for a dead daemon, which it does at once; not to a stat, whose answer it has kept."""
+    try:
+        os.close(os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+    except OSError as error:
+        return error.errno in {errno.ENOTCONN, errno.ECONNABORTED}
+    return False

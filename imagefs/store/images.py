@@ -53,7 +53,10 @@ def fetch_blob_to(store: BlobSource, name: str, size: int, path: Path) -> int:
         temporary.chmod(0o444)
         temporary.rename(path)
     except OSError as error:
-        raise StoreFullError(f"cannot keep {path}: {os.strerror(error.errno or 0)}") from error
+        raise StoreFullError(
+            f"cannot keep {path}: {os.strerror(error.errno or 0)}",
+            hint="a host keeps the index of what it mounts: free some space there, or use another --cache",
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
     return stored

@@ -339,13 +339,23 @@ def _errors(what: str) -> Iterator[None]:
     except ImageFSError:
         raise
     except OSError as error:
-        code = error.errno
-        if code in {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP}:
+        if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP}:
             raise NotFoundError(f"the store has no {what}") from error
-        if code in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreFullError(
-                f"the store has no room for {what}", hint="free some space; what was written is used by the next try"
-            ) from error
-        if code in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise AccessError(f"the store does not let this user write or read {what}: {os.strerror(code)}") from error
-        raise StoreError(f"{what}: {error.strerror or error}") from error
+        raise refusal(error, what) from error
+
+
+def refusal(error: OSError, what: str) -> ImageFSError:
+    """Return the error of ours for what the file system of a store says about ``what``."""
+    code = error.errno
+    if code in {errno.ENOSPC, errno.EDQUOT}:
+        return StoreFullError(f"the store has no room for {what}", hint="free some space; what was written is used by the next try")
+    if code == errno.EROFS:
+        return AccessError(
+            f"the store's file system is read-only: {what} cannot be changed",
+            hint="images can be mounted from it; to change it mount that file system read-write, or use another --store",
+        )
+    if code in {errno.EACCES, errno.EPERM}:
+        return AccessError(
+            f"the store does not let this user write or read {what}: {os.strerror(code)}", hint="run as its owner, or use another --store"
+        )
+    return StoreError(f"{what}: {error.strerror or error}")

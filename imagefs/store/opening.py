@@ -1,5 +1,6 @@
 """From a URL to a store: which implementation it is, and whether what lies there is a store that this version knows."""
 
+import errno
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -11,13 +12,16 @@ import msgspec
 
 from imagefs.errors import AccessError, ConflictError, NotFoundError, StoreError, UnsupportedError, UsageError
 from imagefs.store.base import MARKER_KEY, STORE_FORMAT, KeyInfo, ObjectStore
-from imagefs.store.local import LocalStore
+from imagefs.store.local import LocalStore, refusal
 from imagefs.store.s3_url import S3Place, is_s3_url, parse_s3_url
 
 if TYPE_CHECKING:
     from imagefs.store.s3_session import Prepared
 
 _MARKER_MAX: Final = 4096
+_REFUSALS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+
+_NO_MARKER: Final = "check --store and IMAGEFS_STORE; any other store of this version has the same file"
 
 
 class _Marker(msgspec.Struct):
@@ -57,7 +61,9 @@ def _open_directory(root: Path, *, create: bool) -> LocalStore:
     except NotADirectoryError:
         raise StoreError(f"{root} is a file, not a store", hint="a store is a directory or an S3 prefix") from None
     except PermissionError:
-        raise AccessError(f"this user may not read the store at {root}") from None
+        raise AccessError(f"this user may not read the store at {root}", hint="run as its owner, or use another --store") from None
+    except OSError as error:
+        raise StoreError(f"the store at {root} cannot be read: {error.strerror}", hint="check --store and IMAGEFS_STORE") from error
     if MARKER_KEY not in names:
         if set(names) - {"tmp", "lost+found"}:
             raise StoreError(f"{root} is not a store: it has no {MARKER_KEY}", hint="a new store wants an empty directory")
@@ -89,9 +95,11 @@ def _create(root: Path) -> None:
         root.mkdir(parents=True, exist_ok=True)
         store = LocalStore(root)
     except PermissionError:
-        raise AccessError(f"this user may not make a store at {root}") from None
+        raise AccessError(f"this user may not make a store at {root}", hint="use another --store") from None
     except OSError as error:
-        raise StoreError(f"cannot make a store at {root}: {error.strerror}") from error
+        if error.errno in _REFUSALS:
+            raise refusal(error, str(root)) from error
+        raise StoreError(f"cannot make a store at {root}: {error.strerror}", hint="check --store and IMAGEFS_STORE") from error
     try:
         _mark(store)
     finally:
@@ -145,10 +153,10 @@ def _mark(store: ObjectStore) -> None:
 def _check(store: ObjectStore, root: str, marker: KeyInfo | None = None) -> None:
     try:
         if (marker or store.head(MARKER_KEY)).size > _MARKER_MAX:
-            raise StoreError(f"{root} is not a store: its {MARKER_KEY} is too long")
+            raise StoreError(f"{root} is not a store: its {MARKER_KEY} is too long", hint=_NO_MARKER)
         found = msgspec.json.decode(store.get(MARKER_KEY), type=_Marker)
     except (msgspec.MsgspecError, NotFoundError) as error:
-        raise StoreError(f"{root} is not a store: its {MARKER_KEY} cannot be read: {error}") from error
+        raise StoreError(f"{root} is not a store: its {MARKER_KEY} cannot be read: {error}", hint=_NO_MARKER) from error
     if found.format != STORE_FORMAT:
         raise UnsupportedError(
             f"the store at {root} has format {found.format}: this version reads format {STORE_FORMAT}", hint="update imagefs"

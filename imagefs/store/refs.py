@@ -109,7 +109,10 @@ def resolve(store: ObjectStore, text: str) -> str:
     """Return the hex digest of the manifest that ``NAME[:TAG]``, ``NAME@DIGEST`` or ``DIGEST`` names."""
     digest = text.rpartition("@")[2]
     if is_hex_digest(digest):
-        store.head(manifest_key(digest))
+        try:
+            store.head(manifest_key(digest))
+        except NotFoundError:
+            raise NotFoundError(f"the store has no image with the digest {digest}", hint="`imagefs images` lists what there is") from None
         return digest
     if "@" in text:
         raise UsageError(f"not a digest: {digest[:80]!r}", hint="64 lower-case hex digits follow the @")

@@ -27,8 +27,10 @@ from imagefs.errors import (
     UsageError,
 )
 
-FAILURES: Final = (BotoCoreError, ClientError, ResponseParserError, OSError)
-"""What a call of boto3 may raise: a server's answer, none, or one that is no S3. Making a client may also raise ``ValueError``."""
+FAILURES: Final = (BotoCoreError, ClientError, ResponseParserError, OSError, KeyError)
+"""What a call of boto3 may raise: a server's answer, none, or one that is no S3; ``KeyError`` if the answer lacks what S3 always says.
+
+Making a client may also raise ``ValueError``."""
 
 AGAIN_SOON: Final = 0.1
 """Seconds after which a write that met another writer is tried again."""
@@ -193,7 +195,10 @@ def _elsewhere(error: ClientError, asked: Asked, headers: Mapping[str, str]) -> 
             hint=f"AWS_REGION={_clean(str(region))}",
         )
     place = _clean(str(details.get("Endpoint") or headers.get("location") or "another endpoint"))
-    return StoreError(f"the bucket {asked.bucket} is not at {asked.endpoint}: the server points to {place}", hint="set AWS_REGION")
+    return StoreError(
+        f"the bucket {asked.bucket} is not at {asked.endpoint}: the server points to {place}",
+        hint="check AWS_ENDPOINT_URL_S3 (http or https?) and AWS_REGION",
+    )
 
 
 def _no_s3(what: str, asked: Asked) -> ImageFSError:
@@ -264,7 +269,10 @@ def _no_connection(error: Exception, asked: Asked) -> ImageFSError:
 
 def _no_answer(error: Exception, asked: Asked) -> ImageFSError:
     what = "no connection" if isinstance(error, boto.ConnectTimeoutError) else "no answer"
-    return DeadlineError(f"{what} from {asked.endpoint} in time ({asked.operation} of {asked.what})")
+    return DeadlineError(
+        f"{what} from {asked.endpoint} in time ({asked.operation} of {asked.what})",
+        hint="is the server up, and does nothing on the way (a firewall, a VPN that is down) swallow what is sent?",
+    )
 
 
 def _broken(error: Exception, asked: Asked) -> ImageFSError:
@@ -305,6 +313,7 @@ _UNANSWERED: Final[tuple[tuple[tuple[type[Exception], ...], Callable[[Exception,
     ((boto.EndpointConnectionError, boto.ProxyConnectionError), _no_connection),
     ((boto.HTTPClientError, boto.IncompleteReadError, boto.ConnectionError), _broken),
     ((ResponseParserError,), lambda _error, asked: _no_s3("what it says is not S3's XML", asked)),
+    ((KeyError,), lambda error, asked: _no_s3(f"its answer to {asked.operation} has no {error.args[0]}", asked)),
     (
         (
             boto.ConfigNotFound,

@@ -17,6 +17,7 @@ import boto3
 import botocore.session
 from botocore.config import Config
 from botocore.credentials import CredentialResolver, Credentials, ReadOnlyCredentials
+from botocore.exceptions import ClientError
 from botocore.httpsession import DEFAULT_CA_BUNDLE
 from obstore.exceptions import BaseError
 
@@ -35,6 +36,8 @@ READ_SECONDS: Final = 10.0
 """The longest silence of a server that is waited out."""
 
 _FIRST_REGION: Final = "us-east-1"
+_REDIRECTS: Final = frozenset({301, 302, 307})
+"""The statuses after which botocore asks for the bucket's region."""
 
 _SETTINGS: Final = Config(
     connect_timeout=CONNECT_SECONDS,
@@ -113,6 +116,7 @@ class Connection:
         except (*FAILURES, ValueError) as error:
             raise explain(error, asked) from error
         self.client.meta.events.register("response-received.s3", self._note_region)
+        self.client.meta.events.register("response-received.s3.HeadBucket", _end_of_redirects)
 
     def close(self) -> None:
         """Close the client's connections."""
@@ -184,3 +188,12 @@ class Connection:
         """Remember the region that an answer names. The client follows it by itself, but asks the wrong place first each time."""
         if response_dict is not None and response_dict["status_code"] >= 300:
             self._found_region = response_dict["headers"].get("x-amz-bucket-region") or self._found_region
+
+
+def _end_of_redirects(response_dict: Mapping[str, Any] | None, **_: Any) -> None:
+    """End the search for a bucket's region where its answer is one more redirect that names none, as of a web server to ``https``.
+
+    botocore would ask for the region of that answer again, until the stack is full.
+    """
+    if response_dict is not None and response_dict["status_code"] in _REDIRECTS and "x-amz-bucket-region" not in response_dict["headers"]:
+        raise ClientError({"Error": {}, "ResponseMetadata": {"HTTPHeaders": {}}}, "HeadBucket")  # type: ignore[typeddict-item] # what is read of it

@@ -9,6 +9,7 @@ from imagefs.errors import UsageError
 _HINT: Final = "s3://BUCKET/PREFIX"
 # The rules of S3 for new buckets.
 _BUCKET: Final = re.compile(r"(?!\d+\.\d+\.\d+\.\d+$)(?!.*\.\.)[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+_MEANT: Final = re.compile(r"s3(?:[:;]|//)", re.IGNORECASE)
 # What every S3 server and proxy leaves as it is, so that what one client wrote another finds.
 _PART: Final = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9!_.=@+-]+")
 _PREFIX_MAX: Final = 512
@@ -29,15 +30,18 @@ class S3Place:
 
 
 def is_s3_url(text: str) -> bool:
-    """Whether ``text`` is meant as an S3 URL, well written or not. A directory of such a name is written ``./s3:…``."""
-    return text[:3].lower() == "s3:"
+    """Whether ``text`` is meant as an S3 URL, well written or not. A directory of such a name is written ``./s3:…``.
+
+    Of what is not, a directory would be made, and an image converted to where nobody looks for it.
+    """
+    return _MEANT.match(text) is not None
 
 
 def parse_s3_url(text: str) -> S3Place:
     """Read an S3 URL; ``UsageError`` says what is wrong with it."""
     scheme, _, rest = text.partition(":")
     if scheme.lower() != "s3" or not rest.startswith("//"):
-        raise UsageError(f"{text}: an S3 URL has two slashes", hint=_HINT)
+        raise UsageError(f"{text}: an S3 URL has a colon and two slashes", hint=_HINT)
     bucket, _, path = rest[2:].partition("/")
     if not bucket:
         raise UsageError(f"{text}: the URL names no bucket", hint=_HINT)

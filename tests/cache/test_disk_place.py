@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from imagefs.cache import disk_place
 from imagefs.cache.disk_place import ASIDE, MARKER, CachePlace
 from imagefs.errors import AccessError, DaemonError, StoreFullError, UsageError
 
@@ -54,6 +55,53 @@ def test_a_cache_of_another_format_is_set_aside(tmp_path: Path) -> None:
     again.close()
     assert (root / ASIDE / "0" / "objects" / "x").read_text() == "old"
     assert not (root / "objects").exists()
+
+
+@pytest.mark.parametrize("kind", ["nfs", "nfs4", "cifs", "9p", "fuse.sshfs", "ceph"])
+def test_network_file_systems_are_said_and_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """What the kernel calls them in ``mountinfo``: there is no server of any of them here."""
+    monkeypatch.setattr(disk_place, "file_system_of", lambda _: kind)
+    found = CachePlace(tmp_path / "c")
+    found.close()
+    (warning,) = found.warnings
+    assert f"is on {kind}: every read of the SSD tier goes over the network, and hangs when that does" in warning
+
+
+@pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs", "overlay", ""])
+def test_local_file_systems_are_nothing_to_talk_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.setattr(disk_place, "file_system_of", lambda _: kind)
+    found = CachePlace(tmp_path / "c")
+    found.close()
+    assert found.warnings == []
+
+
+def test_the_kind_of_a_file_system_is_what_the_kernel_says(tmp_path: Path) -> None:
+    assert disk_place.file_system_of(Path("/proc/self")) == "proc"
+    assert disk_place.file_system_of(Path("/sys")) == "sysfs"
+    assert disk_place.file_system_of(tmp_path / "none") == ""
+
+
+def test_to_look_at_a_directory_changes_nothing(tmp_path: Path) -> None:
+    assert disk_place.look_at(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(AccessError, match="No such file"):
+        disk_place.look_at(tmp_path / "none")
+
+
+@pytest.mark.parametrize("marker", ["{", "", '{"format": "x"}', '{"format": 99}', "[" * 10_000])
+def test_a_marker_that_is_not_ours_is_set_aside_and_never_half_read(tmp_path: Path, marker: str) -> None:
+    root = tmp_path / "c"
+    CachePlace(root).close()
+    (root / "objects").mkdir()
+    (root / "objects" / "x").write_text("old")
+    (root / MARKER).write_text(marker)
+    for number in range(2):
+        again = CachePlace(root)
+        assert again.set_aside
+        again.close()
+        assert (root / ASIDE / str(number) / MARKER).read_text() == marker
+        (root / MARKER).write_text(marker)
+    assert (root / ASIDE / "0" / "objects" / "x").read_text() == "old"
 
 
 def test_memory_file_systems_are_said(tmp_path: Path) -> None:

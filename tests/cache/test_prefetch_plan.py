@@ -1,13 +1,13 @@
 """What a profile says is to be fetched: which frames, and in which order."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagefs.cache import prefetch_plan
-from imagefs.cache.prefetch_plan import FAR, GAP, OFTEN, SELDOM, Plan, Step, steps_of
+from imagefs.cache.prefetch_plan import FAR, GAP, OFTEN, REST, SELDOM, Plan, Step, steps_of
 from imagefs.digest import digest_of
 from imagefs.format.objectmap import EXTENT_SIZE, HEADER_SIZE, OBJECT_SIZE, FrameRow, ObjectMap, ObjectRow, build_object_map
 from imagefs.format.profile import EVERY_START, GRAIN, Access
@@ -40,7 +40,7 @@ def access(data: bytes, start: int, end: int, at: int, share: int = EVERY_START)
     return Access(digest_of(data), start, end, at, share)
 
 
-def frames(steps: Sequence[Step]) -> list[int]:
+def frames(steps: Iterable[Step]) -> list[int]:
     return [found.frame for found in steps]
 
 
@@ -107,6 +107,59 @@ def test_a_damaged_map_is_no_error_and_costs_what_is_damaged(maker: Maker) -> No
     raw[extent + 16 : extent + 20] = (1000).to_bytes(4, "little")
     found = steps_of([access(first, 0, GRAIN, 0), access(second, 0, GRAIN, 1)], ObjectMap(bytes(raw)))
     assert [one.row.digest for one in found] == [digest_of(second)]
+
+
+# -- what makes an object whole -------------------------------------------------------------------------------------------------------
+
+
+def whole(maker: Maker) -> ObjectMap:
+    return ObjectMap(build_object_map([maker.rows[name] for name in sorted(maker.rows)], maker.packs))
+
+
+def test_what_an_object_lacks_comes_after_all_else_where_most_of_it_is_touched(maker: Maker) -> None:
+    first, second = noise(64 * FRAME, 1), noise(64 * FRAME, 2)
+    pack(maker, first, second)
+    steps = steps_of([access(first, 0, 63 * FRAME, 5), access(second, FRAME, 64 * FRAME, 9, SELDOM)], whole(maker))
+    assert [(found.frame, found.at) for found in steps if not found.share] == [(63, 5)], "what few starts touch makes nothing whole"
+    plan = Plan(steps)
+    assert plan.content == 63 * FRAME
+    assert 62 in plan
+    assert 63 not in plan, "the profile knows nothing of it: who reads there is read ahead as ever"
+    taken = frames(plan.take(1 << 40, until=FOREVER, rare=False))
+    assert taken == list(range(63))
+    assert frames(plan.take(1 << 40, until=FOREVER, rare=True)) == [*range(65, 128), 63]
+
+
+def test_of_what_half_is_touched_nothing_more_is_fetched(maker: Maker) -> None:
+    large, rest = noise(16 * FRAME, 1), noise(100 * FRAME, 2)
+    pack(maker, large, rest)
+    steps = steps_of([access(large, 0, 11 * FRAME, 0), access(rest, 0, 100 * FRAME, 0)], whole(maker))
+    assert len(steps) == 111
+    more = steps_of([access(large, 0, 14 * FRAME, 0), access(rest, 0, 100 * FRAME, 0)], whole(maker))
+    assert frames(found for found in more if not found.share) == [14, 15]
+
+
+def test_little_is_fetched_to_make_objects_whole_and_for_those_first_that_lack_least(maker: Maker) -> None:
+    lacks = {1: 2, 2: 1, 3: 4}
+    large = {seed: noise(20 * FRAME, seed) for seed in lacks}
+    filler = noise(64 * FRAME, 9)
+    pack(maker, *large.values(), filler)
+    accesses = [access(data, lacks[seed] * FRAME, 20 * FRAME, 0) for seed, data in large.items()]
+    content = sum(20 - lack for lack in lacks.values())
+    objects = whole(maker)
+    assert not [found for found in steps_of(accesses[2:], objects) if not found.share]
+    steps = steps_of([*accesses, access(filler, 0, 64 * FRAME, 0)], objects)
+    assert sum(1 for found in steps if not found.share) == (content + 64) // REST == 3
+    assert [found.frame for found in steps if not found.share] == [0, 1, 20]
+
+
+def test_a_map_that_is_damaged_where_nobody_has_read_makes_nothing_whole(maker: Maker) -> None:
+    large = noise(64 * FRAME)
+    pack(maker, large)
+    raw = bytearray(build_object_map(list(maker.rows.values()), maker.packs))
+    extent = HEADER_SIZE + OBJECT_SIZE + 63 * EXTENT_SIZE
+    raw[extent + 16 : extent + 20] = (1000).to_bytes(4, "little")
+    assert frames(steps_of([access(large, 0, 60 * FRAME, 0)], ObjectMap(bytes(raw)))) == list(range(60))
 
 
 # -- the order ------------------------------------------------------------------------------------------------------------------------

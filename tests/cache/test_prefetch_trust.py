@@ -91,6 +91,41 @@ def test_doubt_ends_when_the_program_comes_to_what_the_profile_knows() -> None:
     assert not trust.is_doubted
 
 
+def test_who_is_known_to_be_another_program_is_not_believed_until_he_wants_what_the_profile_knows() -> None:
+    trust = Trust()
+    trust.doubt()
+    assert trust.is_doubted
+    trust.known(ENOUGH - 1)
+    assert trust.is_doubted, "what all programs begin with"
+    trust.known(1)
+    assert not trust.is_doubted
+
+
+def test_a_program_that_was_helped_is_helped_on_whatever_it_is_called() -> None:
+    trust = Trust()
+    trust.known(ENOUGH)
+    trust.unknown(1)
+    trust.doubt()
+    assert not trust.is_doubted
+
+
+def test_what_nobody_waits_for_is_a_reason_for_doubt_and_leaves_the_link_as_it_is() -> None:
+    trust = Trust()
+    trust.strange(ENOUGH)
+    assert trust.is_doubted
+    assert trust.window == START
+
+
+def test_another_profile_is_not_judged_by_the_one_before() -> None:
+    trust = Trust()
+    trust.fetched(100 * UNSEEN)
+    trust.unknown(1000)
+    trust.renew()
+    assert (trust.is_doubted, trust.window) == (False, LEAST), "the window is the link's matter"
+    trust.unknown(ENOUGH)
+    assert trust.is_doubted
+
+
 @given(st.lists(st.tuples(st.sampled_from(["arrived", "known", "unknown"]), st.integers(0, 64 * MIB), st.floats(0, 100)), max_size=100))
 def test_the_window_stays_within_its_bounds(story: list[tuple[str, int, float]]) -> None:
     trust = Trust()

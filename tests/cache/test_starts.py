@@ -158,6 +158,35 @@ def test_what_the_kernel_had_before_is_known_as_unseen(start: Start, clock: Cloc
     assert set(start.unseen) == {native, again}, "that of which all reads were seen is no riddle the second time"
 
 
+def test_who_is_known_to_come_through_the_mount_is_the_first_of_all(start: Start) -> None:
+    assert (start.first, start.is_sure) == (-1, True)
+    start.who(7)
+    assert (start.first, start.is_sure) == (7, True)
+    watched = Start(Facts(_MANIFEST, watched=True))
+    told: list[int] = []
+    watched.noticed = lambda: told.append(watched.first)
+    watched.who(7)
+    assert (watched.first, watched.is_sure) == (7, False), "it may have read through another mount"
+    watched.came(8)
+    watched.came(9)
+    assert (watched.first, watched.is_sure, watched.threads) == (8, True, [7, 8, 9])
+    assert told == [7, 7, 8, 8]
+
+
+def test_of_what_the_kernel_has_the_first_open_is_told(start: Start) -> None:
+    told: list[bytes] = []
+    start.opened_here = told.append
+    native, asked, inline = start.file(_OBJECT, 100), start.file(b"a" * 32, 100), start.file(5, 5)
+    start.opened(native, 1, native=True)
+    start.opened(native, 2, native=True)
+    start.opened(inline, 1, native=True)
+    start.asked(asked, 1, unseen=False)
+    start.opened(asked, 1, native=True)
+    assert told == [_OBJECT], "of the other one the reads are seen"
+    start.copy().opened(start.file(b"b" * 32, 100), 1, native=True)
+    assert told == [_OBJECT]
+
+
 def test_threads_of_one_process_are_one(start: Start) -> None:
     file = start.file(_OBJECT, 100)
     for thread in (11, 12, 13):

@@ -12,7 +12,8 @@ import pytest
 
 from imagefs import config, errors
 from imagefs_cli import failures, manual, options, output
-from imagefs_cli.main import COMMANDS, cli, main
+from imagefs_cli.group import COMMANDS, cli
+from imagefs_cli.main import main
 from tests.system.world import World
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from imagefs_cli import mount_helper
-from imagefs_cli.mount_helper import OptionError, Wanted, main, parsed
+from imagefs_cli.mount_helper import OptionError, main, parsed
 from tests.system.world import World, mounts_below
 
 
@@ -25,13 +25,18 @@ from tests.system.world import World, mounts_below
         (["-o", 'upper="/a,b c",rw'], {"upper": "/a,b c"}, {}),
         (["-o", "store=s3://b/p?x=1", "-o", "cache=/c"], {}, {"store": "s3://b/p?x=1", "cache": "/c"}),
         (["-s", "-o", "whatever"], {}, {}),
+        (["-o", 'profile-label="a,b"",c",,suid,'], {"label": "a,b,c", "suid": True}, {}),
+        (["-o", ""], {}, {}),
         (["-t", "imagefs.sub"], {}, {}),
+        (["-nvo", "dev"], {"dev": True}, {}),
+        (["-odev"], {"dev": True}, {}),
     ],
 )
 def test_how_it_may_be_called(arguments: list[str], fields: dict[str, Any], flags: dict[str, str]) -> None:
     # Options come before, between or after what they are for.
     for line in ([*arguments, "app:1", "/mnt"], ["app:1", *arguments, "/mnt"], ["app:1", "/mnt", *arguments]):
-        assert parsed(line) == Wanted("app:1", "/mnt", flags, {"mode": "auto"} | fields)
+        wanted = parsed(line)
+        assert (wanted.ref, wanted.mountpoint, wanted.flags, wanted.fields) == ("app:1", "/mnt", flags, {"mode": "auto"} | fields)
 
 
 @pytest.mark.parametrize(
@@ -40,6 +45,10 @@ def test_how_it_may_be_called(arguments: list[str], fields: dict[str, Any], flag
         ["app:1"],
         ["app:1", "/mnt", "/other"],
         ["app:1", "/mnt", "-z"],
+        ["app:1", "/mnt", "--verbose"],
+        ["app:1", "/mnt", "-o"],
+        ["app:1", "--", "/mnt", "-v"],
+        ["app:1", "/mnt", "-o", 'upper="/a,b'],
         ["app:1", "/mnt", "-o", "noexec"],
         ["app:1", "/mnt", "-o", "mode=fast"],
         ["app:1", "/mnt", "-o", "upper=relative"],

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from imagefs.daemon import client
+from imagefs.daemon import client, mounting
 from imagefs_cli.main import main
 
 RESULT = {"mode": "fuse", "reason": "asked for"}
@@ -19,7 +19,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         found.update(fields)
         return RESULT
 
-    monkeypatch.setattr(client, "mount", mount)
+    monkeypatch.setattr(mounting, "mount", mount)
     return found
 
 

@@ -181,6 +181,19 @@ _DATA: Final[dict[str, Feature]] = {
         },
         odd="it cannot name such a path from outside",
     ),
+    "path_of_4096_bytes": Feature(
+        [
+            _tar(
+                *[t.directory(b"/".join([b"d" * 254] * (depth + 1))) for depth in range(16)],
+                t.file(b"/".join([b"d" * 254] * 16) + b"/" + b"f" * 16, b"x"),
+            )
+        ],
+        expect={
+            **{b"/".join([b"d" * 254] * (depth + 1)): {"kind": "directory"} for depth in range(16)},
+            b"/".join([b"d" * 254] * 16) + b"/" + b"f" * 16: {"kind": "file", "size": 1},
+        },
+        odd="it cannot name such a path from outside",
+    ),
     "gnu_long_names": Feature(
         [
             _tar(

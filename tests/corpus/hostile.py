@@ -23,7 +23,6 @@ from tests.corpus.oci import (
     docker_archive,
     gzip_bomb,
     layout,
-    pack_directory,
     platform_index,
     sha256,
     simple,
@@ -340,6 +339,13 @@ def _climbing_docker(path: Path) -> str:
     return f"docker-archive:{docker_archive(path / 'image.tar', [GOOD], manifest=listed)}"
 
 
+def _several_docker(path: Path) -> str:
+    """An archive of two images, none of which is named."""
+    empty = as_json({"rootfs": {"type": "layers", "diff_ids": []}})
+    listed = [{"Config": f"{sha256(empty)[7:]}.json", "RepoTags": [f"{name}:latest"], "Layers": []} for name in ("one", "two")]
+    return f"docker-archive:{docker_archive(path / 'image.tar', [GOOD], manifest=listed)}"
+
+
 def _linked_archive(path: Path) -> str:
     """An archive whose manifest blob is a symbolic link out of it."""
     import io  # noqa: PLC0415 # beside its only use
@@ -377,6 +383,8 @@ _SOURCES: Final[dict[str, Hostile]] = {
         ),
         frozenset({3, 6}),
     ),
+    "docker_archive_of_several": Hostile(_several_docker, frozenset({3})),
+    "docker_archive_without_that_name": Hostile(lambda path: f"{_several_docker(path)}:three", frozenset({6})),
     "archive_with_a_link_out": Hostile(_linked_archive, frozenset({3, 6})),
     "dir_is_a_file": _plain("x", b"1", 3, 6, scheme="dir:"),
     "dir_is_missing": Hostile(lambda path: f"dir:{path / 'nowhere'}", frozenset({3, 6})),
@@ -384,15 +392,3 @@ _SOURCES: Final[dict[str, Hostile]] = {
 
 HOSTILE: Final[Mapping[str, Hostile]] = _BLOBS | _STREAMS | _PATHS | _HEADERS | _DOCUMENTS | _SOURCES
 """All of them by name."""
-
-
-def small_archive(path: Path) -> Path:
-    """Write a good OCI archive of some tens of kilobytes, to be spoiled."""
-    lower = _tar(t.file(b"a", noise(30_000)), t.file(b"b", b"1"))
-    made = simple(path / "layout", lower, _tar(t.whiteout(b"b"), t.file(b"c", noise(9_000, b"c"))))
-    return pack_directory(made, path / "image.tar")
-
-
-def small_docker_archive(path: Path) -> Path:
-    """Write a good Docker archive of some tens of kilobytes, to be spoiled."""
-    return docker_archive(path / "docker.tar", [_tar(t.file(b"a", noise(30_000)), t.file(b"b", b"1")), _tar(t.whiteout(b"b"))])

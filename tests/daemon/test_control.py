@@ -22,7 +22,7 @@ def running(place: Place) -> Place:
 
 
 def _ask(place: Place, data: bytes) -> dict[str, object]:
-    with connect(place.config.instance_dir()) as connection:
+    with contextlib.closing(connect(place.config.instance_dir())) as connection:
         connection.sendall(data)
         answer = b""
         while chunk := connection.recv(65536):

@@ -7,6 +7,7 @@ from imagefs.daemon.host_profiles import HostProfiles
 from imagefs.digest import digest_of
 from imagefs.format.profile import EVERY_START, Access, Key, Profile, Sample
 from imagefs.store.opening import open_store
+from imagefs.store.profiles import publish
 
 MANIFEST = digest_of(b"manifest").hex()
 
@@ -52,3 +53,22 @@ def test_few_are_remembered(tmp_path: Path) -> None:
     assert found == again
     assert profiles.kept(MANIFEST, Key("8")) is again[8]
     assert profiles.kept(MANIFEST, Key("0")) is not again[0]
+
+
+def test_what_the_store_has_counts_also_where_the_disk_keeps_nothing(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("in the way")
+    told: list[Exception] = []
+    files = ProfileFiles(tmp_path / "cache", told.append)
+    store = open_store(f"file://{tmp_path}/store", create=True)
+    profiles = HostProfiles(store, files)
+    assert profiles.fetch(MANIFEST, None) is None
+    for number, key in enumerate((Key("one"), Key("two"))):
+        publish(store, profile(number, key))
+    assert profiles.fetch(MANIFEST, Key("two")) == profile(1, Key("two"))
+    found = profiles.fetch(MANIFEST, None)
+    assert found is not None
+    assert len(found.accesses) == 2
+    assert {sample.profile.key for sample in profiles.samples(MANIFEST)} == {Key("one"), Key("two")}
+    assert profiles.samples("0" * 64) == []
+    assert len(told) == 1
+    store.close()

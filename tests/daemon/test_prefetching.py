@@ -19,7 +19,7 @@ from imagefs.digest import digest_of
 from imagefs.errors import IntegrityError, StoreError
 from imagefs.format.objectmap import ObjectMap, build_object_map
 from imagefs.format.optimized import LAYOUT, Optimized, Start, annotated
-from imagefs.format.profile import EVERY_START, Access, Key, Profile
+from imagefs.format.profile import EVERY_START, Access, Key, Profile, Sample
 from imagefs.store import refs
 from imagefs.store.opening import open_store
 from tests.cache.conftest import maker, threads_take_no_time
@@ -42,6 +42,7 @@ class Shelf:
 
     here: dict[str, Profile] = field(default_factory=dict)
     there: dict[str, Profile] = field(default_factory=dict)
+    programs: dict[str, list[Sample]] = field(default_factory=dict)
     asked: list[tuple[str, str]] = field(default_factory=list)
     error: Exception | None = None
 
@@ -56,6 +57,9 @@ class Shelf:
         if self.error is not None:
             raise self.error
         return self._of(self.there, manifest, key)
+
+    def samples(self, manifest: str) -> list[Sample]:
+        return self.programs.get(manifest, [])
 
     def recent(self) -> list[str]:
         return list(self.here)

@@ -9,11 +9,14 @@ import trio
 
 from imagefs.cache.counters import StartCounters
 from imagefs.daemon import publishing
-from imagefs.daemon.publishing import SPOOL_MAX, Publisher, Spool
+from imagefs.daemon.publishing import SPOOL_MAX, Publisher, Spool, publisher_of
 from imagefs.errors import AccessError, DeadlineError, ImageFSError, StoreError
 from imagefs.format.accesses import GRAIN
 from imagefs.format.profile import Access, Key, Profile
+from imagefs.store.opening import open_store
+from imagefs.store.profiles import fetch
 from tests.cache.test_fetcher import Log
+from tests.store.faulty import FaultyStore
 
 _MANIFEST = "ab" * 32
 
@@ -184,6 +187,36 @@ def test_a_disk_that_is_full_costs_one_profile(bench: Bench, monkeypatch: pytest
 
     bench.run(body)
     assert bench.events()[0] == "profile_not_kept"
+
+
+def test_while_a_reader_waits_for_the_link_nothing_is_sent(tmp_path: Path) -> None:
+    inner = open_store(f"file://{tmp_path}/store", create=True)
+    store, log, counters = FaultyStore(inner), Log(), StartCounters()
+    readers, asked = [True], [0]
+
+    def busy() -> bool:
+        asked[0] += 1
+        return readers[0]
+
+    publisher, known = publisher_of(tmp_path / "cache", store, counters, log, busy=busy)  # type: ignore[arg-type] # as much of a log
+
+    async def main() -> None:
+        with trio.fail_after(20):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(publisher.run)
+                await publisher.add(_profile())
+                while asked[0] < 3:  # noqa: ASYNC110 # a thread has no event of ours
+                    await trio.sleep(0.01)
+                assert store.calls == []
+                readers[0] = False
+                while counters.waiting or not counters.published:  # noqa: ASYNC110 # likewise
+                    await trio.sleep(0.01)
+                nursery.cancel_scope.cancel()
+
+    trio.run(main)
+    assert fetch(inner, _MANIFEST, None) == _profile()
+    assert known.load(_MANIFEST, None) == _profile(), "and this host has what the store says now"
+    inner.close()
 
 
 def test_errors_of_ours_alone_are_expected() -> None:

@@ -215,6 +215,20 @@ def test_opens_go_to_the_mount_that_they_came_through(place: Place, manifest: st
     assert found == {"one": {"/small/1"}, "two": {"/small/2"}}
 
 
+def test_the_program_of_a_mount_is_who_opens_through_it_and_not_who_reads_the_same_through_another(place: Place, manifest: str) -> None:
+    one, two = (_mount(place, manifest, "kernel", name, label=name) for name in ("one", "two"))
+    if not _state(place, two)["watched"]:
+        pytest.skip("opens cannot be watched here")
+    # The content comes from the store, and the daemon is not told through which mount it is read.
+    _read(one, "big", "lib/other")
+    _read(two, "small/2", "small/3")
+    for path in (one, two):
+        _umount(place, path)
+    _document(place, 2)
+    entries = {document["label"]: document["entry"][-1] for document in _documents(place)}
+    assert entries == {"one": f"{one}/lib/other", "two": f"{two}/small/3"}
+
+
 def test_two_labels_in_fuse_mode_are_recorded_apart(place: Place, manifest: str) -> None:
     _keep_daemon(place, manifest)
     one = _mount(place, manifest, "fuse", "one", label="one")

@@ -53,6 +53,12 @@ def test_arguments_are_kept_apart() -> None:
     assert found.process.command == " ".join(found.arguments)
 
 
+def test_who_has_ended_is_no_more_although_nobody_has_looked_how() -> None:
+    with subprocess.Popen(["sleep", "0"]) as process:
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert sighted(process.pid) is None
+
+
 @pytest.mark.parametrize("thread", [0, -1, 1 << 30])
 def test_who_is_no_more_is_nobody(thread: int) -> None:
     assert sighted(thread) is None
@@ -88,6 +94,44 @@ def test_of_who_has_gone_the_last_that_was_seen_counts(monkeypatch: pytest.Monke
     _run(other, lambda: other.entry_known)
     assert other.facts.entry == ["sleep", "60"]
     assert other.processes[process.pid].command == "sleep 60"
+
+
+def test_it_is_told_each_time_that_it_was_looked_who_accessed_first() -> None:
+    start = Start(Facts(_MANIFEST))
+    told: list[tuple[list[str], bool]] = []
+    start.identified = lambda: told.append((start.facts.entry, start.entry_known))
+    with subprocess.Popen(["sleep", "60"]) as process:
+        wait_until(lambda: (seen := sighted(process.pid)) is not None and seen.arguments[-1:] == ["60"], "it to be that program")
+        start.who(process.pid)
+        start.who(os.getpid())
+        _run(start, lambda: start.entry_known)
+        process.kill()
+    assert told == [(["sleep", "60"], False), (["sleep", "60"], False), (["sleep", "60"], True)]
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_the_entry_is_that_of_who_came_through_the_mount_and_not_of_who_reads_the_same_elsewhere(before: bool) -> None:
+    start = Start(Facts(_MANIFEST, watched=True))
+    told: list[list[str]] = []
+    start.identified = lambda: told.append(start.facts.entry)
+    with subprocess.Popen(["sleep", "60"]) as process:
+        wait_until(lambda: (seen := sighted(process.pid)) is not None and seen.arguments[-1:] == ["60"], "it to be that program")
+        start.who(os.getpid())
+        if before:
+            start.who(process.pid)
+        came = False
+
+        def is_told() -> bool:
+            nonlocal came
+            if start.entry_known and not came:
+                assert told == []
+                came = True
+                start.came(process.pid)
+            return bool(told)
+
+        _run(start, is_told)
+        process.kill()
+    assert told[0] == start.facts.entry == ["sleep", "60"]
 
 
 def test_who_comes_later_is_noticed() -> None:

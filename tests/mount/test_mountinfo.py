@@ -1,11 +1,15 @@
 """Parsing ``/proc/self/mountinfo``."""
 
 import os
+import tempfile
+from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagefs.mount.mountinfo import mount_at, parse_mountinfo, read_mounts
+from imagefs.mount import mountinfo
+from imagefs.mount.mountinfo import mount_at, parse_mountinfo, read_images, read_mounts
 
 _SAMPLE = rb"""36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue
 63 27 0:39 /trees/ab\040c /a\040b\134\011\012x ro,nosuid shared:2 propagate_from:1 - fuse.imagefs imagefs ro,user_id=0
@@ -38,3 +42,21 @@ def test_garbage_is_left_out(data: bytes) -> None:
 
 def test_this_machine_has_mounts() -> None:
     assert mount_at("/proc", read_mounts()) is not None
+    assert mount_at("/proc") == mount_at("/proc", read_mounts())
+
+
+@given(st.lists(st.sampled_from(["/a", "/a b", "/a\\040b", "/a\tb", "/a/b", "/a\n", "/\udcff", "/"]), max_size=8))
+def test_a_place_is_found_without_parsing_the_others(places: list[str]) -> None:
+    """What is under ``/a`` is not ``/a``, a root of that name is no mountpoint, and the last of several is the one that is seen."""
+    lines = []
+    for number, place in enumerate(places):
+        name = b"".join(b"\\%03o" % byte if byte in b" \t\n\\" else bytes((byte,)) for byte in os.fsencode(place))
+        lines.append(b"%d 1 0:1 /a %s rw - fuse.imagefs imagefs rw\n" % (number, name))
+        lines.append(b"99 1 0:1 %s /else rw - tmpfs none rw\n" % name)
+    with pytest.MonkeyPatch.context() as patch, tempfile.NamedTemporaryFile() as file:
+        file.write(b"".join(lines))
+        file.flush()
+        patch.setattr(mountinfo, "_PATH", Path(file.name))
+        for place in [*places, "/none"]:
+            assert mount_at(place) == mount_at(place, read_mounts())
+        assert [entry.mountpoint for entry in read_images()] == places

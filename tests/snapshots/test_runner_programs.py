@@ -9,6 +9,7 @@ import pytest
 
 from imagefs.errors import DeadlineError, LimitError, ProgramError, UsageError
 from snapshotstore import agent
+from snapshotstore.runner import starting
 from snapshotstore.runner.runner import COLD, RESTORED
 from tests.snapshots.services import Place
 
@@ -236,6 +237,7 @@ def test_a_program_cannot_lead_the_host_elsewhere(service_place: Place, tmp_path
     victim = tmp_path / "victim"
     victim.write_text("untouched")
     monkeypatch.setenv("MOOD", str(victim))
+    monkeypatch.setattr(starting, "SERVING_SECONDS", 20.0)
     service = service_place.entry(HOSTILE)
     assert service_place.call(service, "ask", 1).result == 1
     assert victim.read_text() == "untouched"

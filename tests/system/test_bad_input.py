@@ -4,6 +4,7 @@ The many cases run the conversion in this process; one of each class goes throug
 """
 
 import json
+import re
 import resource
 import tempfile
 from collections.abc import Iterator
@@ -18,12 +19,58 @@ from imagefs.store.base import ObjectStore
 from imagefs.store.opening import open_store
 from imagefs.store.refs import Ref
 from tests.corpus import rawtar as t
-from tests.corpus.features import ROOT
-from tests.corpus.hostile import BOMB_BYTES, GOOD, HOSTILE, flip, small_archive, small_docker_archive
-from tests.corpus.oci import simple
+from tests.corpus.features import ROOT, noise
+from tests.corpus.hostile import BOMB_BYTES, GOOD, HOSTILE, flip
+from tests.corpus.oci import docker_archive, pack_directory, simple
 from tests.system.world import World
 
 _LIMITS = Limits(max_layer_bytes=BOMB_BYTES // 3)
+
+_DIGEST = "sha256:[0-9a-f]{64}"
+_AGAIN = r"make or fetch"
+SAYS = {
+    **{f"flipped_{part}_{place}": rf"^{_DIGEST} is damaged.*\n{_AGAIN}" for part in ("manifest", "config") for place in (0, 150, -1)},
+    "flipped_layer_150": rf"layer {_DIGEST} is damaged",
+    "flipped_layer_-1": rf"layer {_DIGEST} is damaged",
+    "missing_manifest": rf"has no blobs/sha256/[0-9a-f]{{64}}\n.*incomplete: {_AGAIN}",
+    "missing_layer": rf"has no layer {_DIGEST}\n.*incomplete: {_AGAIN}",
+    "empty_layer": rf"layer {_DIGEST} has 0 bytes, not the \d+ that the image says",
+    "digest_lies": rf"layer {_DIGEST} is damaged: its bytes do not have that digest\n{_AGAIN}",
+    "diff_id_lies": rf"layer {_DIGEST} does not have the diff-id {_DIGEST}",
+    "diff_id_lies_below": rf"layer {_DIGEST} does not have the diff-id {_DIGEST}",
+    "size_too_large": rf"layer {_DIGEST} has \d+ bytes, not the 1000000000 that the image says",
+    "gzip_ends_early": rf"layer {_DIGEST} ends early",
+    "tar_ends_in_data": r"ends inside a file's data \(after 'b', near byte \d+",
+    "gzip_bomb": rf"layer {_DIGEST} has more than \d+ bytes uncompressed",
+    "zstd_bomb": rf"layer {_DIGEST} has more than \d+ bytes uncompressed",
+    "no_fitting_platform": r"nothing for linux/\w+\nit has plan9/mips: choose with --platform",
+    "several_tags": r"holds several images and none was named\nadd one of one, two after a colon",
+    "docker_archive_of_several": r"holds several images and none was named\nadd one of one:latest, two:latest after a colon",
+    "docker_archive_without_that_name": r"has no image 'three'\nit has one:latest, two:latest",
+    "no_such_tag": r"has no image 'nope'\nit has latest",
+    "dotdot": r"'\.\./x' has a '\.\.' part.*\nan image must not name anything outside its root",
+    "dotdot_hard_link": r"'\.\./\.\./\.\./etc/passwd' has a '\.\.' part.*\nan image must not name anything outside its root",
+    "symlink_loop_on_the_way": r"'a' leads through .*a loop of them",
+    "hard_link_dangling": r"the hard link 'a' -> 'nowhere' names nothing\n.*must come before it",
+    "hard_link_circular": r"the hard link 'a' -> 'b' names nothing\n.*must come before it",
+    "layer_of_an_unknown_type": rf"layer {_DIGEST} has the media type 'application/x-nobody', which this version does not read",
+    "manifest_of_an_unknown_type": rf"{_DIGEST} has the media type 'application/x-nobody'",
+    "layer_encrypted": rf"layer {_DIGEST} is encrypted\ndecrypt the image first: `skopeo copy --decryption-key`",
+    "size_of_8_exabytes": r"ends inside a file's data \(after 'a'",
+    "size_beyond_64_bits": r"'a' has a size that is not between 0 and 2\*\*63-1",
+    "path_of_100000_parts": r"longer than 4096 bytes",
+    "path_of_100000_parts_gnu": r"longer than 4096 bytes",
+    "uid_beyond_32_bits": r"'a' has an owner that is not between 0 and 2\*\*32-2: 4294967296:0",
+    "pax_uid_beyond_32_bits": r"'a' has an owner that is not between 0 and 2\*\*32-2: 4294967296:0",
+    "index_of_10_gigabytes": r"^index.json has 10000000000 bytes: .* at most \d+",
+    "manifest_of_10_gigabytes": r"has 10000000000 bytes: .* at most \d+",
+    "config_of_10_gigabytes": r"has 10000000000 bytes: .* at most \d+",
+    "index_of_10000_levels": r"index.json of more than 60 levels",
+    "manifest_of_10000_levels": rf"manifest {_DIGEST} .*more than 60 levels",
+    "config_of_10000_levels": r"the image's config .*more than 60 levels",
+    "nothing_there": r"there is no \S+/nowhere\nSOURCE is oci-archive:FILE",
+}
+"""What is said of what the user may meet, and below it what can be done: patterns, of the message, a line end and the hint."""
 
 
 class Bench:
@@ -77,8 +124,29 @@ def test_hostile_source(name: str, bench: Bench, tmp_path: Path) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     error = bench.refused(source)
     assert error.exit_code in case.exits, f"{type(error).__name__}: {error.message}"
+    assert re.search(SAYS.get(name, ""), f"{error.message}\n{error.hint or ''}"), f"{error.message}\n{error.hint}"
     # Whatever a header or a document promises, nothing is allocated for it beforehand.
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 200 << 10, "kilobytes more than before"
+
+
+def test_what_is_said_is_said_of_what_there_is() -> None:
+    assert set(SAYS) <= set(HOSTILE)
+
+
+def _tar(*members: bytes) -> bytes:
+    return t.archive(ROOT, *members)
+
+
+def small_archive(path: Path) -> Path:
+    """Write a good OCI archive of some tens of kilobytes, to be spoiled."""
+    lower = _tar(t.file(b"a", noise(30_000)), t.file(b"b", b"1"))
+    made = simple(path / "layout", lower, _tar(t.whiteout(b"b"), t.file(b"c", noise(9_000, b"c"))))
+    return pack_directory(made, path / "image.tar")
+
+
+def small_docker_archive(path: Path) -> Path:
+    """Write a good Docker archive of some tens of kilobytes, to be spoiled."""
+    return docker_archive(path / "docker.tar", [_tar(t.file(b"a", noise(30_000)), t.file(b"b", b"1")), _tar(t.whiteout(b"b"))])
 
 
 @pytest.mark.parametrize("kind", ["oci-archive", "docker-archive"])
@@ -121,20 +189,26 @@ def test_flipped_bits_all_over(kind: str, bench: Bench, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["flipped_layer_150", "diff_id_lies", "gzip_ends_early", "size_too_small"])
 def test_lies_about_a_layer_that_the_store_knows(name: str, bench: Bench, tmp_path: Path) -> None:
-    """That the same layer was found right once is no reason to believe what is said of it, or its bytes, the next time."""
+    """That the same layer was found right once is no reason to believe what is said of it the next time."""
     bench.convert(f"oci:{simple(tmp_path / 'good', GOOD)}", "good")
     assert bench.refused(HOSTILE[name].make(tmp_path)).exit_code == 3
 
 
 ONE_OF_EACH = [
+    "flipped_manifest_150",
+    "flipped_config_150",
     "flipped_layer_150",
     "missing_layer",
+    "docker_archive_of_several",
     "digest_lies",
     "diff_id_lies",
     "gzip_ends_early",
     "tar_ends_in_data",
     "dotdot",
     "hard_link_dangling",
+    "hard_link_circular",
+    "symlink_loop_on_the_way",
+    "uid_beyond_32_bits",
     "size_of_8_exabytes",
     "path_of_100000_parts",
     "index_of_10_gigabytes",
@@ -164,7 +238,9 @@ def test_hostile_source_by_command(name: str, used_world: World, tmp_path: Path)
     before = used_world.published()
     done = used_world.attempt("convert", case.make(tmp_path), "bad", "--json", seconds=30)
     assert done.status in case.exits, done.err
-    assert done.out == "" or "error" in json.loads(done.out)
+    told = json.loads(done.out)["error"]
+    assert told["exit_code"] == done.status
+    assert re.search(SAYS.get(name, ""), f"{told['message']}\n{told['hint'] or ''}"), told
     clear_message(done.err)
     assert used_world.published() == before
     assert used_world.leftovers() == []

@@ -137,38 +137,65 @@ def test_source_that_may_not_be_read(user_world: World) -> None:
         assert "may not" in refused(user_world, ACCESS, "convert", spec, "a")
 
 
-def test_mountpoint_missing(world: World) -> None:
-    message = refused(world, {MOUNT, NOT_FOUND}, "mount", "team/app:v1", world.root / "nowhere", "--mode", "fuse")
-    assert "nowhere" in message
+MODES = pytest.mark.parametrize("mode", ["fuse", "kernel"])
 
 
-def test_mountpoint_is_a_file(world: World, tmp_path: Path) -> None:
+@MODES
+def test_mountpoint_missing(mode: str, world: World) -> None:
+    message = refused(world, MOUNT, "mount", "team/app:v1", world.root / "nowhere", "--mode", mode)
+    assert f"the mountpoint {world.root}/nowhere does not exist\n  mkdir -p {world.root}/nowhere" in message
+    assert not (world.root / "nowhere").exists()
+
+
+@MODES
+def test_mountpoint_is_a_file(mode: str, world: World, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    refused(world, MOUNT, "mount", "team/app:v1", tmp_path / "file", "--mode", "fuse")
+    message = refused(world, MOUNT, "mount", "team/app:v1", tmp_path / "file", "--mode", mode)
+    assert f"the mountpoint {tmp_path}/file is not a directory" in message
 
 
-def test_mountpoint_not_empty(world: World, tmp_path: Path) -> None:
+@MODES
+def test_mountpoint_is_a_symbolic_link(mode: str, world: World, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to("there")
+    message = refused(world, MOUNT, "mount", "team/app:v1", tmp_path / "link", "--mode", mode)
+    assert f"is a symbolic link\n  name the directory itself: {tmp_path}/there" in message
+
+
+@MODES
+def test_mountpoint_not_empty(mode: str, world: World, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full/file").write_bytes(b"")
-    refused(world, MOUNT, "mount", "team/app:v1", tmp_path / "full", "--mode", "fuse")
-    assert (tmp_path / "full/file").exists()
+    message = refused(world, MOUNT, "mount", "team/app:v1", tmp_path / "full", "--mode", mode)
+    assert "is not empty\n  what it holds would be hidden: choose an empty directory" in message
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["file"]
 
 
-def test_mountpoint_already_mounted(world: World) -> None:
-    refused(world, MOUNT, "mount", "team/app:v1", world.root / "keeper", "--mode", "fuse")
+@MODES
+def test_mountpoint_already_mounted(mode: str, world: World) -> None:
+    message = refused(world, MOUNT, "mount", "team/app:v1", world.root / "keeper", "--mode", mode)
+    assert f"an image is already mounted at {world.root}/keeper\n  imagefs umount {world.root}/keeper" in message
     assert (world.root / "keeper/a").read_bytes() == noise(3_000_000)
 
 
 def test_umount_of_what_is_not_mounted(world: World, tmp_path: Path) -> None:
-    refused(world, {MOUNT, NOT_FOUND}, "umount", tmp_path)
-    refused(world, {MOUNT, NOT_FOUND}, "umount", tmp_path / "nowhere")
+    for place in (tmp_path, tmp_path / "nowhere"):
+        message = refused(world, MOUNT, "umount", place)
+        assert f"no image is mounted at {place}\n  `imagefs daemon status` lists the mounts" in message
 
 
-@pytest.mark.parametrize("command", [["mount"], ["inspect"], ["rm"], ["tag"]])
-def test_unknown_ref(command: list[str], world: World, tmp_path: Path) -> None:
-    rest = {"mount": [str(tmp_path)], "tag": ["other:v1"]}.get(command[0], [])
-    message = refused(world, NOT_FOUND, *command, "team/ap:v1", *rest)
-    assert "team/app:v1" in message, "the nearest one that there is"
+@pytest.mark.parametrize("command", ["mount", "inspect", "rm", "tag", "diff", "optimize", "prefetch", "cache pin", "profile ls"])
+def test_unknown_ref(command: str, world: World, tmp_path: Path) -> None:
+    rest = {"mount": [str(tmp_path)], "tag": ["other:v1"], "diff": ["team/app:v1"]}.get(command, [])
+    before = world.published()
+    message = refused(world, NOT_FOUND, *command.split(), "team/ap:v1", *rest)
+    assert "the store has no image team/ap:v1\n  did you mean team/app:v1?" in message, "the nearest one that there is"
+    assert world.published() == before
+
+
+def test_unknown_digest(world: World, tmp_path: Path) -> None:
+    message = refused(world, NOT_FOUND, "mount", "0" * 64, tmp_path)
+    assert f"the store has no image with the digest {'0' * 64}\n  `imagefs images` lists what there is" in message
 
 
 @pytest.mark.parametrize("ref", ["", "UPPER", "a b", "a:", ":a", "../etc", "a//b", "a:b:c", "a" * 500, "/", "-x"])

@@ -135,10 +135,20 @@ def test_the_cache_commands(world: World, running: bool) -> None:
     assert kept(world) == []
     changed = world.run("cache", "limit", "--size", "100MiB", "--floor", "0", "--json").json
     assert (changed["limit_bytes"], changed["floor_bytes"]) == (100 * MIB, 0)
-    for wrong in (["evict"], ["limit"], ["limit", "--size", "much"], ["evict", "--bytes", "x"]):
+    sizes = [["limit", "--size", size] for size in ("much", "200", "1MiB")]
+    for wrong in (["evict"], ["limit"], *sizes, ["limit", "--floor", "-1"], ["evict", "--bytes", "x"]):
         assert world.attempt("cache", *wrong).status == 2
+    assert world.run("cache", "status", "--json").json["limit_bytes"] == (100 * MIB if running else 0)
     if running:
         read_all(point)
+        return
+    point = world.mount()
+    read_all(point)
+    settled(world)
+    world.umount(point)
+    world.run("cache", "pin", "test")
+    assert world.run("cache", "clear", "--pinned", "--json").json["freed_bytes"] > 0
+    assert kept(world) == []
 
 
 def test_damage_at_rest_is_never_served_and_healed(world: World) -> None:
@@ -192,9 +202,12 @@ def test_bounds_hold_while_files_are_read_and_open_files_stay_readable(world: Wo
     with (point / "big").open("rb") as file:
         head = file.read(MIB)
         settled(world)
-        world.run("cache", "limit", "--size", "2MiB")
-        wait_until(lambda: world.run("cache", "status", "--json").json["bytes"] <= 2 * MIB, "the eviction")
+        world.run("cache", "limit", "--size", "4MiB")
+        wait_until(lambda: world.run("cache", "status", "--json").json["bytes"] <= 4 * MIB, "the eviction")
         assert head + file.read() == FILES["big"]
+    read_all(point)
+    world.run("cache", "limit", "--size", "0", "--floor", "1000TiB")
+    wait_until(lambda: world.run("cache", "status", "--json").json["bytes"] == 0, "more to be left free than there is")
     read_all(point)
 
 

@@ -122,7 +122,7 @@ def test_killed_in_a_new_store(files: int, source: Path, digest: tuple[str, int]
     assert imagefs.leftovers() == []
 
 
-@pytest.mark.parametrize("folder", ["packs", "blobs", "manifests", "refs"])
+@pytest.mark.parametrize("folder", ["packs", "blobs", "layers", "manifests", "refs"])
 def test_killed_at_the_first_sign_of(folder: str, source: Path, digest: tuple[str, int], imagefs: World) -> None:
     """What a reader goes through from the ref down must be there in the opposite order: what is named is written before what names it."""
     place = imagefs.store / folder

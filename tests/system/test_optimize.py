@@ -164,7 +164,7 @@ def test_a_store_that_may_only_be_read_is_left_as_it_is(profiled: World) -> None
     finally:
         detach(profiled.store)
     assert done.status == errors.AccessError.exit_code
-    assert "does not let this user write" in done.json["error"]["message"]
+    assert "the store's file system is read-only" in done.json["error"]["message"]
     assert profiled.leftovers() == []
 
 

@@ -224,7 +224,7 @@ class World:
     def leftovers(self) -> list[str]:
         """Return what is in the scratch directory or half-written in the store."""
         scratch = [str(path) for path in self.scratch.rglob("*")]
-        known = {"refs", "manifests", "blobs", "packs", "profiles", "leases", "imagefs-store.json"}
+        known = {"refs", "manifests", "blobs", "packs", "layers", "profiles", "leases", "imagefs-store.json"}
         files = [path for path in self.store.rglob("*") if path.is_file() and path != self.store / "tmp/lock"]
         half = [str(path) for path in files if path.relative_to(self.store).parts[0] not in known]
         return scratch + half

@@ -38,6 +38,8 @@ def _do(invocation: Invocation, action: str, **fields: Any) -> dict[str, Any]:
 
 
 _PATIENCE = 6 * 3600.0
+_FRAME_MAX = 4 << 20
+"""Bytes of the largest frame that images are made with."""
 
 
 def _status(invocation: Invocation) -> None:
@@ -101,7 +103,10 @@ def _limit(invocation: Invocation, limit: str | None, floor: str | None) -> None
     """Change the bounds of the running daemon. `cache_bytes` and `cache_floor` in the configuration are those of the next one."""
     if limit is None and floor is None:
         raise click.UsageError("say --size, --floor or both")
-    result = _do(invocation, "limit", limit=None if limit is None else _size(limit), floor=None if floor is None else _size(floor))
+    most = None if limit is None else _size(limit)
+    if most is not None and 0 < most < _FRAME_MAX:
+        raise click.UsageError(f"{limit!r} is too small: not every frame fits; at least 4MiB, or 0 for as much as there is room")
+    result = _do(invocation, "limit", limit=most, floor=None if floor is None else _size(floor))
     _tell(invocation, result, "the bounds are changed")
 
 

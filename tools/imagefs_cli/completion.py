@@ -53,7 +53,7 @@ def completion_command(_invocation: Invocation, shell: str) -> None:
         return
     from click.shell_completion import get_completion_class
 
-    from imagefs_cli.main import cli
+    from imagefs_cli.group import cli
 
     made = get_completion_class(shell)
     if made is None:

@@ -108,14 +108,14 @@ def _tell_text(head: dict[str, Any], changes: "Iterator[Change]") -> bool:
         counts["settings"] = counts.get("settings", 0) + 1
     for change in changes:
         path = os.fsdecode(change.path)
-        said = "".join(f"  {_said(name, *pair)}" for name, pair in change.fields.items())
-        click.echo(output.plain(f"{change.what:8} {path}{said}"))
+        told = "".join(f"  {said(name, *pair)}" for name, pair in change.fields.items())
+        click.echo(output.plain(f"{change.what:8} {path}{told}"))
         counts[change.what] = counts.get(change.what, 0) + 1
     output.say(", ".join(f"{count:,} {what}" for what, count in counts.items()) or "no difference")
     return bool(counts)
 
 
-def _said(name: str, before: Any, after: Any) -> str:
+def said(name: str, before: Any, after: Any) -> str:
     """Say a field's values to a person. Content is only said to differ: nobody reads digests."""
     if name == "content":
         return name
@@ -155,7 +155,7 @@ def _tell_json(head: dict[str, Any], changes: "Iterator[Change]") -> bool:
         file.write(json.dumps(head)[:-1] + ', "changes": [')
         for number, change in enumerate(changes):
             counts[change.what] += 1
-            row = {"path": os.fsdecode(change.path), "change": change.what, "fields": _values(change.fields)}
+            row = {"path": os.fsdecode(change.path), "change": change.what, "fields": values(change.fields)}
             file.write((",\n" if number else "\n") + json.dumps(row))
         different = bool(head["settings"]) or any(counts.values())
         file.write("\n], " + json.dumps(counts | {"different": different})[1:] + "\n")
@@ -165,7 +165,7 @@ def _tell_json(head: dict[str, Any], changes: "Iterator[Change]") -> bool:
     return different
 
 
-def _values(fields: dict[str, Any]) -> dict[str, Any]:
+def values(fields: dict[str, Any]) -> dict[str, Any]:
     """Return fields as JSON holds them: names as text, modes in octal, as they are typed."""
 
     def value(name: str, found: Any) -> Any:

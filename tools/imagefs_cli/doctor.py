@@ -66,7 +66,7 @@ def examine(invocation: Invocation) -> Iterator[Finding]:
     yield _kernel("FUSE resend", (6, 9), "when the serving process dies, the next one answers what it had not")
     yield from _kernel_mode(invocation.config().cache)
     yield _directory("runtime", invocation.config().runtime)
-    yield _directory("cache", invocation.config().cache)
+    yield _cache(invocation.config().cache)
     yield _store(invocation)
 
 
@@ -155,7 +155,8 @@ def _kernel_mode(cache: Path) -> Iterator[Finding]:
 
 
 def _existing(path: Path) -> Path:
-    while not path.exists() and path != path.parent:
+    # Unlike Path.exists this also answers where this user may not look.
+    while not os.path.exists(path) and path != path.parent:  # noqa: PTH110
         path = path.parent
     return path
 
@@ -173,6 +174,22 @@ def _directory(name: str, path: Path) -> Finding:
     usage = shutil.disk_usage(there)
     made = "" if there == path else " (will be made)"
     return Finding(name, "ok", f"{path}{made}, {output.size(usage.free)} free")
+
+
+def _cache(path: Path) -> Finding:
+    """What a mount would refuse is said here, and what follows from where the directory is."""
+    from imagefs.cache.disk_place import look_at
+    from imagefs.errors import ImageFSError
+
+    finding = _directory("cache", path)
+    if finding.state == "ok" and _existing(path) == path:
+        try:
+            warnings = look_at(path)
+        except ImageFSError as error:
+            return Finding("cache", "fail", error.message, error.hint)
+        if warnings:
+            return Finding("cache", "warn", "; ".join(warnings), "use a directory on a local disk: --cache")
+    return finding
 
 
 def _store(invocation: Invocation) -> Finding:

@@ -53,8 +53,9 @@ def guard(run: Callable[[], object], invocation: Invocation) -> int:
         return fail(invocation, "UsageError", EXIT_USAGE, error.format_message(), f"`{_path(error.ctx)} --help` shows what it takes")
     except click.ClickException as error:
         return fail(invocation, "UsageError", EXIT_USAGE, error.format_message(), None)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted", err=True)
+    except (click.Abort, KeyboardInterrupt) as error:
+        # Click has ended the line in which a terminal shows "^C" by itself.
+        click.echo("interrupted" if isinstance(error, click.Abort) else "\ninterrupted", err=True)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         return _reader_left()

@@ -26,7 +26,8 @@ def images_command(invocation: Invocation) -> None:
         else:
             platform = manifest.platform
             parts = (platform.os, platform.architecture, platform.variant)
-            row |= {"platform": "/".join(part for part in parts if part), "files": manifest.files, "bytes": manifest.bytes}
+            platform_text = "/".join(part for part in parts if part)
+            row |= {"kind": manifest.kind, "platform": platform_text, "files": manifest.files, "bytes": manifest.bytes}
         found.append(row)
     if invocation.wants_json:
         output.print_json({"images": found})
@@ -38,13 +39,14 @@ def images_command(invocation: Invocation) -> None:
             [
                 str(row["ref"]),
                 str(row["manifest"])[:12],
+                str(row.get("kind", "?")),
                 str(row.get("platform", "?")),
                 f"{row['files']:,}" if known else "?",
                 output.size(float(str(row["bytes"]))) if known else str(row["problem"]),
                 _age(str(row["time"])),
             ]
         )
-    output.table(["REF", "DIGEST", "PLATFORM", "FILES", "SIZE", "AGE"], rows)
+    output.table(["REF", "DIGEST", "KIND", "PLATFORM", "FILES", "SIZE", "AGE"], rows)
 
 
 def _age(text: str) -> str:

@@ -73,7 +73,7 @@ def documents() -> dict[str, str]:
 
 def commands() -> Iterator[click.Context]:
     """Yield a context for each command, groups before what is in them."""
-    from imagefs_cli.main import cli
+    from imagefs_cli.group import cli
 
     pending = [click.Context(cli, info_name="imagefs", help_option_names=["-h", "--help"])]
     while pending:

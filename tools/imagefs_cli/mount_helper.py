@@ -5,59 +5,92 @@ very image is mounted already, too, as ``mount -a`` cannot know that. Options th
 refused, none is passed over in silence; what is meant for others (``_netdev``, ``nofail``, ``x-…``) is.
 """
 
-import getopt
-import re
+import os
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final
 
-EXIT_USAGE: Final = 1
-EXIT_BUG: Final = 4
-EXIT_INTERRUPTED: Final = 8
-EXIT_FAILED: Final = 32
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from typing import Any, Final
 
-_USAGE: Final = "usage: mount.imagefs REF MOUNTPOINT [-sfnv] [-o OPTIONS]"
-_MODES: Final = ("auto", "kernel", "fuse")
-_SETTINGS: Final = ("store", "cache", "runtime", "config")
-_OF_OTHERS: Final = re.compile(r"_netdev|(no)?fail|(no)?auto|nouser|nogroup|noowner|defaults|comment=.*|[xX]-.*|user=.*")
+    from imagefs.settings import Settings
+
+EXIT_USAGE: "Final" = 1
+EXIT_BUG: "Final" = 4
+EXIT_INTERRUPTED: "Final" = 8
+EXIT_FAILED: "Final" = 32
+
+_USAGE: "Final" = "usage: mount.imagefs REF MOUNTPOINT [-sfnv] [-o OPTIONS]"
+_FLAGS: "Final" = "sfnv"
+_WITH_VALUE: "Final" = "ot"
+_MODES: "Final" = ("auto", "kernel", "fuse")
+_SETTINGS: "Final" = ("store", "cache", "runtime", "config")
+_OF_OTHERS: "Final" = frozenset({"_netdev", "fail", "nofail", "auto", "noauto", "nouser", "nogroup", "noowner", "defaults"})
+_OF_OTHERS_BEGIN: "Final" = ("comment=", "x-", "X-", "user=")
+_TIMES: "Final" = ("atime", "diratime", "relatime", "strictatime", "lazytime", "iversion")
 # True of every mount: who may run what is the image's to say, and nothing is written, so neither are times.
-_WITHOUT_EFFECT: Final = re.compile(r"rw|exec|(a|dir)?sync|(no)?(atime|diratime|relatime|strictatime|lazytime|iversion)|loud|silent|nomand")
-_PART: Final = re.compile(r'(?:"[^"]*"|[^,"])+')
+_WITHOUT_EFFECT: "Final" = frozenset(
+    {"rw", "exec", "sync", "async", "dirsync", "loud", "silent", "nomand", *_TIMES, *(f"no{name}" for name in _TIMES)}
+)
 
 
 class OptionError(Exception):
     """The way it was called is wrong."""
 
 
-@dataclass(slots=True)
 class Wanted:
-    """What is to be mounted, where and how. ``flags``: for ``load_config``; ``fields``: for ``client.mount``."""
+    """What is to be mounted, where and how. ``flags``: for ``load_settings``; ``fields``: for ``mounting.mount``."""
 
-    ref: str
-    mountpoint: str
-    flags: dict[str, str] = field(default_factory=dict)
-    fields: dict[str, Any] = field(default_factory=lambda: {"mode": "auto"})
-    is_fake: bool = False
-    is_verbose: bool = False
+    __slots__ = ("fields", "flags", "is_fake", "is_verbose", "mountpoint", "ref")
+
+    def __init__(self, ref: str, mountpoint: str) -> None:
+        """Want nothing special yet."""
+        self.ref = ref
+        self.mountpoint = mountpoint
+        self.flags: dict[str, str] = {}
+        self.fields: dict[str, Any] = {"mode": "auto"}
+        self.is_fake = False
+        self.is_verbose = False
 
 
-def parsed(arguments: Sequence[str]) -> Wanted:
+def parsed(arguments: "Sequence[str]") -> Wanted:
     """Read a command line. ``OptionError`` says what is wrong with it."""
-    try:
-        options, places = getopt.gnu_getopt(list(arguments), "sfnvo:t:")
-    except getopt.GetoptError as error:
-        raise OptionError(f"{error}\n{_USAGE}") from error
+    places, options = _parted(arguments)
     if len(places) != 2:
         raise OptionError(_USAGE)
     wanted = Wanted(places[0], places[1])
-    sloppy = any(name == "-s" for name, _ in options)
+    sloppy = ("s", "") in options
     for name, value in options:
-        if name == "-o":
+        if name == "o":
             _read(wanted, value, sloppy=sloppy)
-        wanted.is_fake |= name == "-f"
-        wanted.is_verbose |= name == "-v"
+        wanted.is_fake |= name == "f"
+        wanted.is_verbose |= name == "v"
     return wanted
+
+
+def _parted(arguments: "Sequence[str]") -> tuple[list[str], list[tuple[str, str]]]:
+    """Tell places from options, each with its value, as getopt(3) does; ``getopt`` itself loads ``re`` for translations of its messages."""
+    places: list[str] = []
+    options: list[tuple[str, str]] = []
+    words = iter(arguments)
+    for word in words:
+        if word == "--":
+            places += words
+        elif len(word) < 2 or not word.startswith("-"):
+            places.append(word)
+        else:
+            letters = word[1:]
+            while letters:
+                name, letters = letters[0], letters[1:]
+                value: str | None = ""
+                if name in _WITH_VALUE:
+                    value, letters = letters or next(words, None), ""
+                elif name not in _FLAGS:
+                    raise OptionError(f"option -{name} not recognized\n{_USAGE}")
+                if value is None:
+                    raise OptionError(f"option -{name} requires argument\n{_USAGE}")
+                options.append((name, value))
+    return places, options
 
 
 def _read(wanted: Wanted, text: str, *, sloppy: bool) -> None:
@@ -78,50 +111,61 @@ def _read(wanted: Wanted, text: str, *, sloppy: bool) -> None:
             wanted.fields["label"] = value
         elif option in {"nodev", "nosuid"}:
             wanted.fields[option.removeprefix("no")] = False
-        elif not (_WITHOUT_EFFECT.fullmatch(option) or option == "ro" or _OF_OTHERS.fullmatch(option) or sloppy):
+        elif not (sloppy or option == "ro" or option in _WITHOUT_EFFECT or option in _OF_OTHERS or option.startswith(_OF_OTHERS_BEGIN)):
             raise OptionError(f"unknown option {option!r}, or not a value that it can have")
     if "ro" in names and "upper" in wanted.fields:
         raise OptionError("ro and upper= contradict each other")
 
 
-def _split(text: str) -> Iterator[str]:
+def _split(text: str) -> "Iterator[str]":
     """Split at commas; what is in double quotes has no end there."""
-    for part in _PART.findall(text):
-        yield part.replace('"', "")
+    if text.count('"') % 2:
+        raise OptionError(f"a double quote has no end: {text}")
+    part = ""
+    for number, piece in enumerate(text.split('"')):
+        first, *more = [piece] if number % 2 else piece.split(",")
+        part += first
+        for following in more:
+            if part:
+                yield part
+            part = following
+    if part:
+        yield part
 
 
 def mounted(wanted: Wanted) -> str:
     """Mount it; return what there is to say. Raises what that meets."""
-    from imagefs.config import load_config
-    from imagefs.daemon import client
+    from imagefs.daemon import mounting
     from imagefs.errors import ImageFSError
+    from imagefs.settings import load_settings
 
-    config = load_config(wanted.flags)
+    settings = load_settings(wanted.flags)
     if wanted.is_fake:
         return "nothing mounted, as asked for"
     try:
-        result = client.mount(config, ref=wanted.ref, mountpoint=wanted.mountpoint, **wanted.fields)
+        result = mounting.mount(settings, ref=wanted.ref, mountpoint=wanted.mountpoint, **wanted.fields)
     except ImageFSError:
-        if _is_there(wanted, config):
+        if _is_there(wanted, settings):
             return f"{wanted.ref} is mounted at {wanted.mountpoint} already"
         raise
     return f"{wanted.ref} mounted at {wanted.mountpoint}, {result['mode']} mode: {result['reason']}"
 
 
-def _is_there(wanted: Wanted, config: Any) -> bool:
+def _is_there(wanted: Wanted, settings: "Settings") -> bool:
+    from imagefs.config import Config
     from imagefs.daemon import client
     from imagefs.errors import ImageFSError
 
     place = client.absolute(wanted.mountpoint)
     try:
-        mounts = client.status(config, at=client.home(place))["mounts"]
+        mounts = client.status(Config.of(settings), at=client.home(place))["mounts"]
     except ImageFSError:
         return False
     return any(mount["mountpoint"] == place and mount["ref"] == wanted.ref for mount in mounts)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run; return the exit code."""
+def main(arguments: "Sequence[str] | None" = None) -> int:
+    """Run; return the exit code. A process that was called for this ends here when it has mounted."""
     try:
         wanted = parsed(sys.argv[1:] if arguments is None else arguments)
     except OptionError as error:
@@ -140,6 +184,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(EXIT_BUG, f"unexpected: {error!r}", "this is a bug in imagefs; `imagefs -v mount` shows more")
     if wanted.is_verbose:
         sys.stdout.write(f"mount.imagefs: {said}\n")
+        sys.stdout.flush()
+    if arguments is None:
+        os._exit(0)  # as in `imagefs_cli.main`
     return 0
 
 

@@ -1,10 +1,10 @@
-"""``imagefs mount``, ``umount`` and ``prefetch``. On the way of every container start: imports the client and nothing heavier."""
+"""``imagefs mount``, ``umount`` and ``prefetch``, as click reads them. What the first two do is in ``imagefs_cli.mounts``."""
 
-from typing import Final
+from typing import Any, Final
 
 import click
 
-from imagefs_cli import output
+from imagefs_cli import declared, mounts, output
 from imagefs_cli.options import Invocation, command, complete_directory, complete_ref
 
 WAIT: Final = "--wait-prefetch"
@@ -18,66 +18,17 @@ class _Mount(click.Command):
         return super().parse_args(ctx, [f"{WAIT}=1" if word == WAIT else word for word in args])
 
 
-@command("mount", kind=_Mount, short_help="Mount an image.")
+@command("mount", kind=_Mount, options=declared.MOUNT, short_help="Mount an image.")
 @click.argument("ref", shell_complete=complete_ref)
 @click.argument("mountpoint", shell_complete=complete_directory)
-@click.option("--mode", type=click.Choice(["auto", "kernel", "fuse"]), help="How it is served; auto: kernel mode where that works.")
-@click.option("--upper", metavar="DIR", shell_complete=complete_directory, help="A writable layer, in an empty directory (kernel mode).")
-@click.option("--dev", is_flag=True, help="Let the image's devices work (kernel mode).")
-@click.option("--suid", is_flag=True, help="Let set-user-id programs of the image work (kernel mode).")
-@click.option("--foreground", is_flag=True, help="Stay until it is unmounted or interrupted, and unmount then.")
-@click.option("--no-prefetch", is_flag=True, help="Fetch nothing before it is read.")
-@click.option(
-    WAIT,
-    "wait",
-    metavar="[=SHARE]",
-    type=click.FloatRange(0, 1),
-    default=0.0,
-    help="Return when so much (0 to 1; by default all) of what the image's profile names is on this host, or no more of it comes.",
-)
-@click.option("--no-record", is_flag=True, help="Do not record what is read.")
-@click.option("--profile-label", metavar="LABEL", default="", help="Record under this name: of programs that are started alike.")
-def mount_command(
-    invocation: Invocation,
-    ref: str,
-    mountpoint: str,
-    *,
-    mode: str | None,
-    upper: str | None,
-    foreground: bool,
-    profile_label: str,
-    wait: float,
-    **options: bool,
-) -> None:
+def mount_command(invocation: Invocation, ref: str, mountpoint: str, **options: Any) -> None:
     """Mount image REF at MOUNTPOINT, an empty directory; returns when it serves.
 
     REF is NAME[:TAG], NAME@DIGEST or a digest. Only the index is brought to the host; content comes when it is read, and what earlier
     starts have read comes by itself. A daemon is started if there is none.
     """
-    from imagefs.daemon import client
-
-    config = invocation.config()
-    place = client.absolute(upper) if upper else ""
-    result = client.mount(
-        config,
-        ref=ref,
-        mountpoint=mountpoint,
-        mode=mode,
-        upper=place,
-        dev=options["dev"],
-        suid=options["suid"],
-        record=not options["no_record"],
-        label=profile_label,
-        prefetch=not options["no_prefetch"],
-        wait=wait,
-    )
-    if (mode or config.mode) == "auto" and not invocation.wants_json:
-        output.say(f"{result['mode']} mode: {result['reason']}")
-    if invocation.wants_json:
-        output.print_json(result)
-        # One document is all there may be, whatever follows.
-        invocation.wants_json = False
-    if foreground:
+    mounts.mount(invocation, ref, mountpoint, options)
+    if options["foreground"]:
         _stay(invocation, mountpoint)
 
 
@@ -126,13 +77,8 @@ def prefetch_command(invocation: Invocation, ref: str, wait: bool) -> None:
         output.say(f"{ref}: the index is here; there is no profile of it")
 
 
-@command("umount", short_help="Unmount an image.")
+@command("umount", options=declared.UMOUNT, short_help="Unmount an image.")
 @click.argument("mountpoint", shell_complete=complete_directory)
-@click.option("--lazy", is_flag=True, help="Detach it now, and let go when the last user is gone.")
-def umount_command(invocation: Invocation, mountpoint: str, lazy: bool) -> None:
+def umount_command(invocation: Invocation, mountpoint: str, **options: Any) -> None:
     """Unmount the image at MOUNTPOINT. A daemon that was started for a mount ends with its last one."""
-    from imagefs.daemon import client
-
-    result = client.umount(invocation.config(), mountpoint, lazy=lazy)
-    if invocation.wants_json:
-        output.print_json(result)
+    mounts.umount(invocation, mountpoint, options)

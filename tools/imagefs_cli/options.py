@@ -5,82 +5,56 @@ The global options are accepted before and after the command. Both places write 
 
 import contextlib
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 import click
 from click.shell_completion import CompletionItem
 
-if TYPE_CHECKING:
-    from imagefs.config import Config
-    from imagefs.store.base import ObjectStore
+from imagefs_cli import declared
+from imagefs_cli.declared import LOG_LEVELS
+from imagefs_cli.invocation import Invocation
 
-LOG_LEVELS: Final = ("debug", "info", "warning", "error")
-"""Those of ``imagefs.config``, which help must not import; a test compares them."""
+__all__ = ["GLOBAL_OPTIONS", "LOG_LEVELS", "Invocation", "command", "complete_directory", "complete_ref", "complete_source"]
 
 SOURCE_KINDS: Final = ("oci-archive:", "oci:", "docker-archive:", "dir:")
 COMPLETIONS_MAX: Final = 1000
 COMPLETION_SECONDS: Final = 1.0
 
 
-@dataclass(slots=True)
-class Invocation:
-    """One run of the command: whether it was asked for JSON, and the global options as they come."""
-
-    wants_json: bool = False
-    command_line: tuple[str, ...] = ()
-    verbose: bool = False
-    flags: dict[str, Any] = field(default_factory=dict)
-
-    def config(self) -> "Config":
-        """Build the configuration from flags, environment, file and defaults."""
-        from imagefs.config import load_config
-
-        return load_config(self.flags)
-
-    def store(self, *, create: bool = False) -> "ObjectStore":
-        """Open the store."""
-        from imagefs.store.opening import open_store
-
-        return open_store(self.config().store, create=create)
-
-
 def _keep(ctx: click.Context, param: click.Parameter, value: Any) -> None:
     if value is not None and value is not False and param.name is not None:
-        invocation = ctx.ensure_object(Invocation)
-        if param.name == "verbose":
-            invocation.verbose = True
-        else:
-            invocation.flags[param.name] = value
+        ctx.ensure_object(Invocation).keep(param.name, value)
+
+
+def option_of(option: declared.Option, **rest: Any) -> click.Option:
+    """Make an option of click of one that is declared."""
+    made: dict[str, Any] = {"help": option.help, "metavar": option.metavar, "default": option.default}
+    match option.kind:
+        case declared.FLAG:
+            made = {"help": option.help, "is_flag": True}
+        case declared.CHOICE:
+            made["type"] = click.Choice(option.choices)
+        case declared.SHARE:
+            made["type"] = click.FloatRange(0, 1)
+        case declared.DIRECTORY:
+            made["shell_complete"] = complete_directory
+        case declared.FILE:
+            made["shell_complete"] = complete_file
+        case declared.LEVEL:
+            made["shell_complete"] = lambda _ctx, _param, incomplete: [level for level in LOG_LEVELS if level.startswith(incomplete)]
+    return click.Option([*option.names, option.name], **made, **rest)
 
 
 def GLOBAL_OPTIONS() -> list[click.Option]:  # noqa: N802 - reads as the constant that it would be, were options shareable
     """Return the options that every command takes, anew each time: click binds an option to one command."""
-
-    def option(*names: str, **rest: Any) -> click.Option:
-        return click.Option(names, expose_value=False, callback=_keep, **rest)
-
-    return [
-        option("--store", metavar="URL", help="The store: file:///DIR, or a directory."),
-        option("--cache", metavar="DIR", shell_complete=complete_directory, help="Where the host keeps indexes and content."),
-        option("--runtime", metavar="DIR", shell_complete=complete_directory, help="Where sockets and the mount table are."),
-        option("--config", metavar="FILE", shell_complete=complete_file, help="The TOML configuration file."),
-        option(
-            "--log-level",
-            metavar="LEVEL",
-            shell_complete=lambda _ctx, _param, incomplete: [level for level in LOG_LEVELS if level.startswith(incomplete)],
-            help=f"Least severe event that the daemon logs: {', '.join(LOG_LEVELS)}.",
-        ),
-        option("-v", "--verbose", is_flag=True, help="Show the traceback of an unexpected error."),
-    ]
+    return [option_of(option, expose_value=False, callback=_keep) for option in declared.GLOBAL]
 
 
-JSON_OPTION_HELP = "Print one JSON document and nothing else."
-
-
-def command(name: str, kind: type[click.Command] = click.Command, **attributes: Any) -> Callable[[Callable[..., object]], click.Command]:
-    """Make a function a command that takes the global options and ``--json`` beside its own.
+def command(
+    name: str, kind: type[click.Command] = click.Command, options: Sequence[declared.Option] = (), **attributes: Any
+) -> Callable[[Callable[..., object]], click.Command]:
+    """Make a function a command that takes the global options and ``--json`` beside its own, which may be declared: ``options``.
 
     The function gets the :class:`Invocation` first.
     """
@@ -95,9 +69,8 @@ def command(name: str, kind: type[click.Command] = click.Command, **attributes: 
         )
         # What the click.option decorators left on the function, the last one first.
         made.params = list(reversed(getattr(function, "__click_params__", [])))
-        made.params.append(
-            click.Option(["--json"], is_flag=True, expose_value=False, callback=_keep_json, help=JSON_OPTION_HELP),
-        )
+        made.params += map(option_of, options)
+        made.params.append(option_of(declared.JSON, expose_value=False, callback=_keep_json))
         made.params += GLOBAL_OPTIONS()
         return made
 

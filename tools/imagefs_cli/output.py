@@ -1,17 +1,28 @@
-"""What commands print: one JSON document, or text for people. Results go to standard output, everything else to standard error."""
+"""What commands print: one JSON document, or text for people. Results go to standard output, everything else to standard error.
+
+A mount's command prints too, so nothing is imported here that takes long to load.
+"""
 
 import sys
-from collections.abc import Sequence
-from typing import Any
 
-import click
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
 
 
-def print_json(document: Any) -> None:
+def line(text: str, *, err: bool = False) -> None:
+    """Print a line at once; nowhere, if the process was started without that stream."""
+    stream = sys.stderr if err else sys.stdout
+    if stream is not None:
+        print(text, file=stream, flush=True)
+
+
+def print_json(document: "Any") -> None:
     """Print one JSON document, in ASCII: so it is the same whatever the terminal's encoding, and names that are not UTF-8 survive."""
     import json
 
-    click.echo(json.dumps(document, indent=2, default=str))
+    line(json.dumps(document, indent=2, default=str))
 
 
 def plain(text: str) -> str:
@@ -21,11 +32,11 @@ def plain(text: str) -> str:
     return "".join(char if char.isprintable() or char in "\n\t" else ascii(char)[1:-1] for char in text)
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def table(head: "Sequence[str]", rows: "Sequence[Sequence[str]]") -> None:
     """Print rows in columns under a head."""
     widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
     for row in [head, *rows]:
-        click.echo(plain("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()))
+        line(plain("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()))
 
 
 def short(text: str, most: int) -> str:
@@ -33,11 +44,11 @@ def short(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 3] + "..."
 
 
-def pairs(rows: Sequence[tuple[str, object]]) -> None:
+def pairs(rows: "Sequence[tuple[str, object]]") -> None:
     """Print names with their values."""
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
-        click.echo(plain(f"{name.ljust(width)}  {value}"))
+        line(plain(f"{name.ljust(width)}  {value}"))
 
 
 def size(count: float) -> str:
@@ -59,7 +70,7 @@ def age(seconds: float) -> str:
 
 def say(text: str) -> None:
     """Tell a person something that is not the result."""
-    click.echo(plain(text), err=True)
+    line(plain(text), err=True)
 
 
 def on_terminal() -> bool:
