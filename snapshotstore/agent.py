@@ -102,6 +102,8 @@ class Agent:
         self._folder = folder
         self._hook: tuple[str, float] | None = None
         self._is_beating = False
+        self._late: int | None = None
+        os.register_at_fork(after_in_child=self._let_go)
 
     # -- what the host sees ---------------------------------------------------------------------------------------------------------
 
@@ -227,15 +229,21 @@ class Agent:
         there, and no two starts would have equal pages.
         """
         path = self._folder / LATE
-        with path.open("w") as file:
-            file.write(late + "\n")
-            file.flush()
-            faulthandler.dump_traceback_later(seconds, exit=True, file=file)
-            try:
-                yield
-            finally:
-                faulthandler.cancel_dump_traceback_later()
+        self._late = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        os.write(self._late, late.encode() + b"\n")
+        faulthandler.dump_traceback_later(seconds, exit=True, file=self._late)
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+            self._let_go()
         path.unlink()
+
+    def _let_go(self) -> None:
+        """Close that file. A process that a hook forks would have it open when the program is frozen, and not every engine takes that."""
+        late, self._late = self._late, None
+        if late is not None:
+            os.close(late)
 
 
 # -- the connection -----------------------------------------------------------------------------------------------------------------------

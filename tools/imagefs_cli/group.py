@@ -8,9 +8,9 @@ Promises:
 What a command does lives in its own module; what an error looks like in :mod:`imagefs_cli.failures`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import click
 from click.exceptions import NoSuchCommand
@@ -53,15 +53,20 @@ COMMANDS: Final[dict[str, Entry]] = {
 
 
 class LazyGroup(click.Group):
-    """A group that imports a command's module when the command is used."""
+    """A group that imports a command's module when the command is used. ``table`` has its commands by name, in the order of use."""
+
+    def __init__(self, name: str, table: Mapping[str, Entry], **options: Any) -> None:
+        """``options`` are those of a click group."""
+        super().__init__(name, **options)
+        self._table = table
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 # click's signature
         """Return the names in the order of the table: the order of use."""
-        return list(COMMANDS)
+        return list(self._table)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 # click's signature
         """Import and return a command."""
-        entry = COMMANDS.get(cmd_name)
+        entry = self._table.get(cmd_name)
         if entry is None:
             return None
         command = getattr(import_module(f"imagefs_cli.{entry.module}"), f"{cmd_name}_command")
@@ -70,18 +75,19 @@ class LazyGroup(click.Group):
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command; suggest the nearest names if there is none."""
-        if args and args[0] not in COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
-            raise NoSuchCommand(args[0], possibilities=COMMANDS, ctx=ctx)
+        if args and args[0] not in self._table and not args[0].startswith("-") and not ctx.resilient_parsing:
+            raise NoSuchCommand(args[0], possibilities=self._table, ctx=ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 # click's signature
         """Write the list of commands from the table, without importing any."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, entry.short_help) for name, entry in COMMANDS.items()])
+            formatter.write_dl([(name, entry.short_help) for name, entry in self._table.items()])
 
 
 cli = LazyGroup(
     "imagefs",
+    COMMANDS,
     params=[
         *GLOBAL_OPTIONS(),
         click.Option(

@@ -1,12 +1,8 @@
 """``imagefs snapshot``: its table of commands. Each is imported when it is used: ``imagefs_cli.<module>.<name>_command``."""
 
-from importlib import import_module
 from typing import Final
 
-import click
-from click.exceptions import NoSuchCommand
-
-from imagefs_cli.group import Entry
+from imagefs_cli.group import Entry, LazyGroup
 from imagefs_cli.options import GLOBAL_OPTIONS
 
 COMMANDS: Final[dict[str, Entry]] = {
@@ -25,36 +21,9 @@ COMMANDS: Final[dict[str, Entry]] = {
 """In the order of use. A test compares them with the commands."""
 
 
-class LazySnapshots(click.Group):
-    """A group that imports a command's module when the command is used."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 # click's signature
-        """Return the names in the order of the table."""
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 # click's signature
-        """Import and return a command."""
-        entry = COMMANDS.get(cmd_name)
-        if entry is None:
-            return None
-        command = getattr(import_module(f"imagefs_cli.{entry.module}"), f"{cmd_name}_command")
-        assert isinstance(command, click.Command)  # narrows getattr's Any; a test loads every entry
-        return command
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command; suggest the nearest names if there is none."""
-        if args and args[0] not in COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
-            raise NoSuchCommand(args[0], possibilities=COMMANDS, ctx=ctx)
-        return super().resolve_command(ctx, args)
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 # click's signature
-        """Write the list of commands from the table, without importing any."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, entry.short_help) for name, entry in COMMANDS.items()])
-
-
-snapshot_command = LazySnapshots(
+snapshot_command = LazyGroup(
     "snapshot",
+    COMMANDS,
     params=GLOBAL_OPTIONS(),
     context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
