@@ -25,7 +25,7 @@ from typing import Any, Final, Self
 
 from imagefs.config import Config, environment
 from imagefs.convert.stages import Clock
-from imagefs.errors import ImageFSError, UsageError
+from imagefs.errors import ImageFSError, ProgramError, UsageError
 from imagefs.store.base import ObjectStore
 from imagefs.store.images import get_manifest
 from imagefs.store.opening import open_store
@@ -253,9 +253,12 @@ class Runner:
                     return starter.restore(known.snapshot, self.replica_place(known), given, made.clock), RESTORED, ""
                 except (ImageFSError, OSError) as error:
                     reason = f"the restore of {known.snapshot.ref} failed: {getattr(error, 'message', error)}"
+                    # What a hook raised, as when a database is away, says nothing of the snapshot.
+                    was_hook = isinstance(error, ProgramError) and bool(error.traceback)
             made.has_failed = True
             made.clock.seconds = {"failed restore": round(seconds[0], 4)}
-            self._forget(known, reason)
+            if not was_hook:
+                self._forget(known, reason)
         with _timed() as seconds:
             started = starter.cold(self.replica_place(known), given, made.clock)
         try:
