@@ -60,7 +60,7 @@ class Start:
         self.late = False
         self.noticed: Callable[[], None] | None = None
         """Called when a thread is seen for the first time, and when it is known to be the first."""
-        self.identified: Callable[[], None] | None = None
+        self.identified: Callable[[Start], None] | None = None
         """Called when it was looked who accessed first."""
         self.opened_here: Callable[[bytes], None] | None = None
         """Called with each object that is opened for the first time and whose content is not the daemon's to give."""

@@ -186,8 +186,9 @@ class Recorder:
         facts, onlooker = facts_of(image, record, label, watched=watched is not None), self._onlooker
         start = Start(facts, image.objects)
 
-        def identified() -> None:
-            onlooker.runs(facts.manifest, facts.mountpoint, Key.of(facts.entry, facts.label, facts.gpu), settled=start.entry_known)
+        def identified(of: Start) -> None:
+            # It is told which: a function of the Start that refers to it would keep both, and the image, until the collector comes.
+            onlooker.runs(facts.manifest, facts.mountpoint, Key.of(facts.entry, facts.label, facts.gpu), settled=of.entry_known)
 
         if watched is not None:
             start.opened_here = partial(onlooker.opened, image.name)

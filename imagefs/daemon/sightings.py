@@ -82,7 +82,7 @@ async def _look(start: Start, looks: list[tuple[int, int]]) -> None:
                 start.facts.entry = sighting.arguments
             start.entry_known |= sighting is None or number + 1 == len(_AGAIN)
             if start.identified is not None and start.facts.entry and start.is_sure:
-                start.identified()
+                start.identified(start)
 
 
 def sighted(thread: int) -> Sighting | None:

@@ -99,7 +99,7 @@ def test_of_who_has_gone_the_last_that_was_seen_counts(monkeypatch: pytest.Monke
 def test_it_is_told_each_time_that_it_was_looked_who_accessed_first() -> None:
     start = Start(Facts(_MANIFEST))
     told: list[tuple[list[str], bool]] = []
-    start.identified = lambda: told.append((start.facts.entry, start.entry_known))
+    start.identified = lambda _: told.append((start.facts.entry, start.entry_known))
     with subprocess.Popen(["sleep", "60"]) as process:
         wait_until(lambda: (seen := sighted(process.pid)) is not None and seen.arguments[-1:] == ["60"], "it to be that program")
         start.who(process.pid)
@@ -113,7 +113,7 @@ def test_it_is_told_each_time_that_it_was_looked_who_accessed_first() -> None:
 def test_the_entry_is_that_of_who_came_through_the_mount_and_not_of_who_reads_the_same_elsewhere(before: bool) -> None:
     start = Start(Facts(_MANIFEST, watched=True))
     told: list[list[str]] = []
-    start.identified = lambda: told.append(start.facts.entry)
+    start.identified = lambda _: told.append(start.facts.entry)
     with subprocess.Popen(["sleep", "60"]) as process:
         wait_until(lambda: (seen := sighted(process.pid)) is not None and seen.arguments[-1:] == ["60"], "it to be that program")
         start.who(os.getpid())
