@@ -16,6 +16,7 @@ from imagefs.fuse.readers import OTHERS, UNKNOWN, WATCH_SECONDS, Program, Reader
 from imagefs.store.opening import open_store
 from tests.cache.test_fetcher import Lookup
 from tests.fuse.images import Maker, noise
+from tests.system.world import wait_until
 
 
 class Clock:
@@ -54,6 +55,8 @@ def test_by_image_always_and_by_program_while_somebody_looks(record: ObjectRecor
     record.tally.store += 30
     child = subprocess.Popen(["sleep", "60"])
     try:
+        # Its files are closed, by which Popen knows of the exec, a moment before it has its name.
+        wait_until(lambda: Path(f"/proc/{child.pid}/comm").read_text() == "sleep\n", "the exec")
         some.opened(7, child.pid)
         record.tally.ssd += 5
     finally:
