@@ -21,7 +21,8 @@ from imagefs.format.manifest import Manifest
 from imagefs.format.objectmap import HOLE, Extent, ObjectMap, ObjectRow
 from imagefs.store.base import ObjectStore
 from imagefs.store.images import get_blob
-from snapshotstore.repository import MEMORY, Snapshot
+from snapshotstore.listing import Snapshot
+from snapshotstore.repository import MEMORY
 
 _LOOK: Final = 4096
 _PATH_MAX: Final = 4096  # of Linux; a push names all that it reads by its path

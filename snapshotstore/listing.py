@@ -11,6 +11,7 @@ What does not live here: which of them a host may restore (``snapshotstore.compa
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeVar
 
 from imagefs.errors import ImageFSError, IntegrityError, LimitError, NotFoundError, UnsupportedError, UsageError
@@ -26,6 +27,16 @@ AT_ONCE: Final = 16
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A snapshot that a store has: the hex digest of its manifest, how it was named, and what it says."""
+
+    name: str
+    ref: str
+    manifest: Manifest
+    record: Record
 
 
 class Named(NamedTuple):

@@ -47,6 +47,7 @@ from snapshotstore import lineage, manifest
 from snapshotstore.fingerprints import FRAME_PAGES, FRAMES_MAX, PAGE, PAGES_MAX, PageIndex, PageTable, TablePack, encode
 from snapshotstore.handmade import Below
 from snapshotstore.lineage import Known
+from snapshotstore.listing import Snapshot
 from snapshotstore.manifest import Record
 from snapshotstore.packing import FramePacker, PackedFrames
 from snapshotstore.pages import CHUNK, PageCutter, Runs
@@ -83,16 +84,6 @@ class PushReport:
     pages_known: int
     notes: tuple[str, ...]
     seconds: dict[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """A snapshot that a store has: the hex digest of its manifest, how it was named, and what it says."""
-
-    name: str
-    ref: str
-    manifest: Manifest
-    record: Record
 
 
 # -- pushing ------------------------------------------------------------------------------------------------------------------------------

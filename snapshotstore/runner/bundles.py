@@ -33,8 +33,9 @@ from imagefs.store.opening import open_store
 from imagefs.store.refs import Ref, read
 from snapshotstore import compat, repository
 from snapshotstore.checkpoint.base import LAYER, Checkpointer, Engine, Sandbox
+from snapshotstore.listing import Snapshot
 from snapshotstore.manifest import Economics, Oci, Record, Runtime, key_of
-from snapshotstore.repository import PushReport, Snapshot
+from snapshotstore.repository import PushReport
 from snapshotstore.runner import bundles_program, bundles_root, timeline
 from snapshotstore.runner.bundles_config import read_bundle
 from snapshotstore.runner.bundles_program import BundleProgram

@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 from imagefs.store.base import ObjectStore
 from snapshotstore import compat
 from snapshotstore.checkpoint.base import Checkpointer, Engine
-from snapshotstore.listing import listing
-from snapshotstore.repository import Snapshot
+from snapshotstore.listing import Snapshot, listing
 from snapshotstore.runner.program import Program
 
 Working = tuple[Checkpointer, Engine]

@@ -3,18 +3,21 @@
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from imagefs.digest import digest_of
 from imagefs.store.base import ObjectStore
 from imagefs.store.refs import Ref
-from snapshotstore import compat, repository
+from snapshotstore import compat
 from snapshotstore.checkpoint.base import Engine
 from snapshotstore.manifest import Economics, Oci, Record, Runtime
 from snapshotstore.manifest import Program as PythonProgram
-from snapshotstore.repository import PushReport
 from snapshotstore.runner.program import Program
 from snapshotstore.runner.replica import Ready
 from snapshotstore.runner.source import REPLICA, slug
+
+if TYPE_CHECKING:
+    from snapshotstore.repository import PushReport
 
 _TAG_DIGITS = 12
 
@@ -36,8 +39,10 @@ class Frozen:
     alone: bool = False
 
 
-def push(store: ObjectStore, frozen: Frozen) -> PushReport:
+def push(store: ObjectStore, frozen: Frozen) -> "PushReport":
     """Publish it, as the variant of this engine and processor. Raises what ``repository.push`` raises; the folder stays."""
+    from snapshotstore import repository  # noqa: PLC0415 # it loads what cuts and compresses, which a restore need not wait for
+
     record = record_of(frozen)
     variant = f"{frozen.engine.name}-{digest_of(repr(record.cpu).encode()).hex()[:_TAG_DIGITS]}"
     return repository.push(store, frozen.folder, record, Ref(frozen.program.name, variant), alone=frozen.alone)

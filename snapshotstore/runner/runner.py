@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from imagefs.config import Config, environment
 from imagefs.convert.stages import Clock
@@ -31,7 +31,7 @@ from imagefs.store.images import get_manifest
 from imagefs.store.opening import open_store
 from imagefs.store.refs import resolve
 from snapshotstore.checkpoint.base import Checkpointer, Engine
-from snapshotstore.repository import PushReport, Snapshot
+from snapshotstore.listing import Snapshot
 from snapshotstore.runner import source as sources
 from snapshotstore.runner import timeline
 from snapshotstore.runner.choosing import Chosen, choose
@@ -42,6 +42,9 @@ from snapshotstore.runner.mounts import Mounts
 from snapshotstore.runner.program import Program, program_of
 from snapshotstore.runner.starting import Given, Started, Starter, ended_on_error
 from snapshotstore.runner.workplace import ReplicaPlace, Workplace
+
+if TYPE_CHECKING:
+    from snapshotstore.repository import PushReport
 
 CALL_SECONDS: Final = 600.0
 _ENDING_MAX: Final = 8

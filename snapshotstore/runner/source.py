@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import snapshotstore
-from imagefs.convert.convert import convert
 from imagefs.digest import digest_of
 from imagefs.errors import LimitError, NotFoundError, UsageError
 from imagefs.store.base import ObjectStore
@@ -87,6 +86,8 @@ def publish(store: ObjectStore, tree: SourceTree, app: str) -> str:
         return read(store, ref).manifest
     except NotFoundError:
         pass
+    from imagefs.convert.convert import convert  # noqa: PLC0415 # which a source that is there need not wait for
+
     with tempfile.TemporaryDirectory(prefix="imagefs-source-") as name:
         folder = Path(name) / "tree"
         _lay_out(tree, folder)

@@ -16,7 +16,7 @@ from typing import Any, Final
 from imagefs.convert.stages import Clock
 from imagefs.errors import ImageFSError, ProgramError
 from snapshotstore.checkpoint.base import LAYER, Checkpointer, Engine, Sandbox
-from snapshotstore.repository import Snapshot
+from snapshotstore.listing import Snapshot
 from snapshotstore.runner.mounts import Mounts
 from snapshotstore.runner.program import Program
 from snapshotstore.runner.replica import Ready, Replica

@@ -14,7 +14,7 @@ from imagefs.errors import ImageFSError, UnsupportedError
 from imagefs.format.objectmap import HOLE
 from imagefs.store.base import blob_key, pack_key
 from snapshotstore import contents, repository
-from snapshotstore.repository import Snapshot
+from snapshotstore.listing import Snapshot
 from snapshotstore.runner import starting
 from snapshotstore.runner.entry import Entry
 from snapshotstore.runner.runner import COLD, RESTORED

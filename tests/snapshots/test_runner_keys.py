@@ -12,8 +12,8 @@ from imagefs.store.base import manifest_key
 from imagefs.store.images import get_manifest, put_manifest
 from imagefs.store.refs import Ref, publish, read
 from snapshotstore import manifest, repository
+from snapshotstore.listing import Snapshot
 from snapshotstore.manifest import Economics, Record
-from snapshotstore.repository import Snapshot
 from snapshotstore.runner.runner import COLD, RESTORED
 from tests.snapshots.services import IMAGE, Place
 

@@ -11,9 +11,8 @@ from imagefs_cli.options import Invocation, command, complete_ref
 if TYPE_CHECKING:
     from snapshotstore.compat import Host, Mismatch
     from snapshotstore.contents import File, Index
-    from snapshotstore.listing import Listed, Listing
+    from snapshotstore.listing import Listed, Listing, Snapshot
     from snapshotstore.manifest import Record
-    from snapshotstore.repository import Snapshot
 
 _REASON_WIDTH: Final = 60
 _SHOWN: Final = 40

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from imagefs.convert.stages import Progress
     from imagefs.errors import ImageFSError
     from imagefs.store.base import ObjectStore
-    from snapshotstore.repository import Snapshot
+    from snapshotstore.listing import Snapshot
     from snapshotstore.verifying import Verifier
 
 _JOBS_MAX: Final = 8
@@ -79,8 +79,7 @@ def _verify(
 def _verify_all(store: "ObjectStore", verifier: "Verifier", progress: "Callable[[Progress], None] | None") -> Iterator[dict[str, Any]]:
     """Verify each snapshot once, however many refs it has. One whose record this version cannot read is passed over, and told."""
     from imagefs.errors import UnsupportedError
-    from snapshotstore.listing import listing
-    from snapshotstore.repository import Snapshot
+    from snapshotstore.listing import Snapshot, listing
 
     found = listing(store)
     refs: dict[str, list[str]] = {}
