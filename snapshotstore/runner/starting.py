@@ -26,6 +26,9 @@ READY_SECONDS: Final = 3600.0
 """What all that a service does once may take; each hook has a timeout of its own."""
 
 RESTORE_SECONDS: Final = 60.0
+RESTORES: Final = "restore"
+"""The label under which is recorded what restores read of an image."""
+
 SERVING_SECONDS: Final = 1800.0
 FREEZE_SECONDS: Final = 300.0
 _START_SECONDS: Final = 60.0
@@ -117,7 +120,8 @@ class Starter:
     def _mount(self, snapshot: Snapshot | None) -> Path:
         """Mount image, source tree and snapshot; return where the last is. They are mounted at once, as each waits for the store."""
         with ThreadPoolExecutor(3, thread_name_prefix="mount") as pool:
-            image = pool.submit(self._mounts.manifest, self._program.image)
+            # A restore needs little of the image, and other things than a start: what is fetched ahead is what restores have read.
+            image = pool.submit(self._mounts.manifest, self._program.image, label="" if snapshot is None else RESTORES)
             # In FUSE mode: its files may be mapped, and CRIU cannot tell where those of an overlay on an overlay are.
             source = pool.submit(self._mounts.manifest, self._source, mode="fuse")
             images = None if snapshot is None else self._mounts.manifest(snapshot.name, mode="fuse")
