@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bench import constant_fs, images, many_files
-from bench.cost import bench_cost
+from bench.cost import bench_cost, decoding_alone
 from bench.far import bench_crowd, bench_far, bench_far_import, bench_gets, bench_scale, bench_ssd
 from bench.harness import (
     FORGETFUL,
@@ -183,6 +183,7 @@ def bench_read(run: Run) -> None:
             run.add("constant buffer", size / theirs / GB, "GB/s")
             run.add("warm read / constant buffer", 1 / ratio, "x", 0.8, at_most=False)
         rates = []
+        alone = statistics.median(decoding_alone(source / "large") for _ in range(3))
         for _ in range(run.runs):
             # Or it would come from SSD.
             product.run("cache", "clear")
@@ -192,6 +193,7 @@ def bench_read(run: Run) -> None:
                 elapsed = seconds(lambda: read_through(point / "large"))
                 spent = cpu_of(product) - before
                 rates.append((size / spent / GB, size / elapsed / GB))
+        run.add("decoding and verifying alone, a core", alone, "GB/s", note="zstandard and blake3 in a loop: what this machine has to give")
         run.add("first read, a core", statistics.median(a for a, _ in rates), "GB/s", 0.6, at_most=False, note="of the daemon's CPU time")
         run.add("first read, wall", statistics.median(b for _, b in rates), "GB/s")
 

@@ -7,6 +7,7 @@ import threading
 import time
 from pathlib import Path
 
+import zstandard
 from blake3 import blake3
 
 from bench.far import FarProduct, far_server
@@ -16,6 +17,7 @@ from tests import weed
 
 _SIZE = 350_000_000
 _FRAME = 256 * 1024
+_LEVEL = 3
 _THREADS = 8
 _COUNT = 100_000
 
@@ -74,6 +76,21 @@ def _hashing(path: Path) -> float:
             blake3(data[at : at + _FRAME]).digest()
         times.append(time.perf_counter() - start)
     return min(times)
+
+
+def decoding_alone(path: Path) -> float:
+    """Return the GB a CPU second at which a file's frames, compressed as a store has them, are decompressed and verified in a bare loop."""
+    data = memoryview(path.read_bytes())
+    pieces = [data[at : at + _FRAME] for at in range(0, len(data), _FRAME)]
+    compressor, decompressor = zstandard.ZstdCompressor(level=_LEVEL), zstandard.ZstdDecompressor()
+    stored = [compressor.compress(piece) for piece in pieces]
+    target = bytearray(_FRAME)
+    start = time.process_time()
+    for frame, piece in zip(stored, pieces, strict=True):
+        with decompressor.stream_reader(frame) as reader:
+            reader.readinto(target)
+        blake3(target[: len(piece)]).digest()
+    return len(data) / (time.process_time() - start) / 1e9
 
 
 def _single_flight() -> float:

@@ -23,7 +23,14 @@ CACHE = Path(os.environ.get("IMAGEFS_DEV_CACHE", ROOT / ".cache"))
 IMAGEFS = Path(sys.executable).parent / "imagefs"
 
 _AT_HAND = 2 << 30
-_POPULATE_WRITE = 23  # MADV_POPULATE_WRITE, from Linux 5.14 on
+#: Touches memory, huge pages first: those that a daemon decodes into come from other places than small ones.
+_TOUCH = f"""
+import mmap
+for size, advice in (({_AT_HAND}, mmap.MADV_HUGEPAGE), ({_AT_HAND}, mmap.MADV_NOHUGEPAGE)):
+    memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(advice)
+    memory.madvise(23)  # MADV_POPULATE_WRITE, from Linux 5.14 on
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +130,7 @@ def have_memory() -> None:
     That takes two to five times as long as zeroing a page, and would be the larger part of what a first read is found to cost. What a
     process touches and lets go of stays with the machine for two seconds, which is when it is given back.
     """
-    timed(sys.executable, "-c", f"import mmap; mmap.mmap(-1, {_AT_HAND}, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).madvise({_POPULATE_WRITE})")
+    timed(sys.executable, "-c", _TOUCH)
 
 
 #: What a mount is given that must be as cold as its host: no start of before may help it, and none is remembered.
