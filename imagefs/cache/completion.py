@@ -19,6 +19,7 @@ from imagefs.cache.counters import ReadCounters
 from imagefs.cache.disk import DiskTier
 from imagefs.cache.flights import FetchLog, Flights
 from imagefs.cache.lacking import Lacking
+from imagefs.cache.landing import landed
 from imagefs.cache.layout import Lookup
 from imagefs.cache.link import Link
 from imagefs.cache.pieces import Frames
@@ -97,7 +98,7 @@ class Completion:
                 # Shielded: what is marked as on its way has to come, or readers would wait for it in vain.
                 with trio.CancelScope(shield=True):
                     await self._bring(wanted, stored)
-                await self._landed(wanted)
+                await landed(wanted, self._ram, look=_REST, patience=_LANDING)
                 await self._room()
             await trio.lowlevel.checkpoint()
 
@@ -125,16 +126,6 @@ class Completion:
         there = [frame for (part, piece), frame in wanted if part.slab is not None and part.slab.state[piece] != MISSING]
         self._counters.completed_bytes += sum(frame.length for frame in there)
         self._free_at = max(self._free_at, trio.current_time()) + stored / self._rate
-
-    async def _landed(self, wanted: Frames) -> None:
-        """Let RAM have its room back, when SSD has taken what came."""
-        slabs = {part.slab for (part, _), _ in wanted if part.slab is not None}
-        with trio.move_on_after(_LANDING):
-            while any(slab.unsaved for slab in slabs):  # noqa: ASYNC110 # the tier tells each slab, and nobody else
-                await trio.sleep(_REST)
-        for slab in slabs:
-            if slab.unread and not slab.in_flight and not slab.unsaved and not slab.due:
-                self._ram.drop(slab)
 
     async def _room(self) -> None:
         """Wait for the pace, for readers, and for room on SSD."""

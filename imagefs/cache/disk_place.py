@@ -124,7 +124,7 @@ def look_at(root: Path) -> list[str]:
     """
     try:
         status = root.stat()
-        names = set(os.listdir(root))  # noqa: PTH208
+        names = {path.name for path in root.iterdir()}
         size = shutil.disk_usage(root).total
     except OSError as error:
         raise _unusable(root, error) from error

@@ -49,6 +49,9 @@ class FetchLog(Protocol):
     def error(self, event: str, /, *args: Any, **fields: Any) -> Any:  # structlog's signature
         """Log an event with fields."""
 
+    def exception(self, event: str, /, *args: Any, **fields: Any) -> Any:
+        """Log it with the exception that is being handled."""
+
 
 class Flights:
     """What is on its way, and what has just failed."""

@@ -4,16 +4,15 @@ Invariant: what a thread here does not return as failed holds verified bytes. Th
 nothing else: what becomes of a piece is decided on the trio thread (``imagefs.cache.fetcher``).
 """
 
-import threading
 from typing import Final
 
-import zstandard
 from blake3 import blake3
 
 from imagefs.cache.decode import Work, decode_into, decode_slice
 from imagefs.cache.disk_files import OpenFile
 from imagefs.cache.layout import Part
 from imagefs.cache.slab import Slab
+from imagefs.decompressors import Decompressors
 from imagefs.errors import ImageFSError
 from imagefs.format.objectmap import FrameRow
 
@@ -88,7 +87,7 @@ class Decoder:
 
     def __init__(self) -> None:
         """Any number of threads may use it at once."""
-        self._local = threading.local()
+        self._decompressors = Decompressors()
 
     def decode(self, data: memoryview, start: int, frames: Frames, work: Work | None = None) -> Failures:
         """Decode frames that lie in ``data``, which begins at byte ``start`` of the pack, into their pieces; return those that failed.
@@ -96,7 +95,7 @@ class Decoder:
         What whole frames take is added to ``work``, which is the calling thread's alone until then.
         """
         failed: Failures = []
-        decompressor = self._decompressor()
+        decompressor = self._decompressors.own
         for tag, frame in frames:
             at = frame.offset - start
             try:
@@ -108,12 +107,6 @@ class Decoder:
             except ImageFSError as error:
                 failed.append((tag, frame, error))
         return failed
-
-    def _decompressor(self) -> zstandard.ZstdDecompressor:
-        found: zstandard.ZstdDecompressor | None = getattr(self._local, "decompressor", None)
-        if found is None:
-            found = self._local.decompressor = zstandard.ZstdDecompressor()
-        return found
 
 
 def _target(tag: Tag) -> memoryview:

@@ -23,6 +23,7 @@ import trio
 from imagefs.cache.disk import DiskTier
 from imagefs.cache.flights import Flight
 from imagefs.cache.lacking import Lacking
+from imagefs.cache.landing import landed
 from imagefs.cache.layout import Lookup, ObjectRecord, Part, parts_of
 from imagefs.cache.pieces import Frames
 from imagefs.cache.prefetch_plan import Step
@@ -97,9 +98,9 @@ class Warming:
         except ImageFSError as error:
             warmth.problem = error.message
             self.log.error("warming_failed", manifest=lookup.name, error=error.message)  # noqa: TRY400 # the store or a map is to blame
-        except Exception as error:  # noqa: BLE001 # what one image meets must not end the daemon
+        except Exception as error:  # what one image meets must not end the daemon
             warmth.problem = f"unexpected {type(error).__name__}: {error}"
-            self.log.error("warming_failed", manifest=lookup.name, error=str(error))  # noqa: TRY400
+            self.log.exception("warming_bug", manifest=lookup.name)
         finally:
             warmth.is_over = True
 
@@ -212,7 +213,7 @@ class _Bringing:
                 self._progress = trio.current_time()
                 self._warmth.fetched += came
                 self._owner.counters.completed_bytes += came
-            await self._landed(wanted)
+            await landed(wanted, self._owner.ram, look=_REST, patience=_LANDING)
             self._warmth.here = min(self._warmth.content, self._warmth.here + came)
         finally:
             self._moving -= stored
@@ -233,17 +234,6 @@ class _Bringing:
             self._damaged.add(frame.digest)
             return True
         return False
-
-    async def _landed(self, wanted: Frames) -> None:
-        """Let RAM have its room back, when SSD has taken what came."""
-        ram = self._owner.ram
-        slabs = {part.slab for (part, _), _ in wanted if part.slab is not None}
-        with trio.move_on_after(_LANDING):
-            while any(slab.unsaved for slab in slabs):  # noqa: ASYNC110 # the tier tells each slab, and nobody else
-                await trio.sleep(_REST)
-        for slab in slabs:
-            if slab.unread and not slab.in_flight and not slab.unsaved and not slab.due:
-                ram.drop(slab)
 
 
 def _on_disk(disk: DiskTier, part: Part) -> bool:

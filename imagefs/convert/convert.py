@@ -37,6 +37,7 @@ from imagefs.format.objectmap import build_object_map
 from imagefs.format.tree import Inode
 from imagefs.store.base import ObjectStore
 from imagefs.store.images import put_blob, put_manifest
+from imagefs.store.leases import Writing
 from imagefs.store.listings import put_listing
 from imagefs.store.refs import Ref, publish
 
@@ -87,13 +88,13 @@ def convert(
     tell = progress or (lambda _: None)
     clock = Clock()
     limits = limits or Limits()
-    with open_source(source, platform) as opened:
+    with open_source(source, platform) as opened, Writing(store, "convert") as lease:
         # What lies in the scratch directory is mapped and unlinked at once; gone this early, it is not there when the process is killed.
         with clock.stage("known"), tempfile.TemporaryDirectory(prefix="imagefs-convert-") as scratch:
             known = KnownPacks.load(store, Path(scratch))
             listed = ListedLayers.load(store, opened.layers, limits, Path(scratch)) if known.has_objects else ListedLayers()
         conversion = _Conversion(
-            source=opened, ref=ref, store=store, known=known, jobs=jobs, level=level, limits=limits, clock=clock, tell=tell
+            source=opened, ref=ref, store=store, lease=lease, known=known, jobs=jobs, level=level, limits=limits, clock=clock, tell=tell
         )
         if listed:
             try:
@@ -114,6 +115,7 @@ class _Conversion:
     source: Source | DirSource
     ref: Ref
     store: ObjectStore
+    lease: Writing
     known: KnownPacks
     jobs: int
     level: int
@@ -130,12 +132,12 @@ class _Conversion:
             with clock.stage("read"):
                 layers = reading.read_all()
             with clock.stage("flatten"), reading.doubted():
-                root = flatten(layers)
+                root = flatten(layers, self.source.layer_name)
                 missing = missing_content(root)
             if missing:
                 with clock.stage("reread"), reading.doubted():
                     reading.read_missing(layers, missing)
-                    root = flatten(layers)
+                    root = flatten(layers, self.source.layer_name)
             # Listings and tree are made while the workers compress the last packs, and stored after them.
             with clock.stage("list"):
                 listings = list(reading.listings(layers))
@@ -181,6 +183,7 @@ class _Conversion:
             frame_size=FRAME_SIZE,
         )
         with clock.stage("publish"):
+            self.lease.publishing()
             name, added = put_manifest(store, manifest)
             publish(store, self.ref, name)
         tally = builder.tally

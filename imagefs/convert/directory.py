@@ -61,6 +61,10 @@ class DirSource:
         self.described = f"{root}: a directory, {platform}"
         self.notes: list[str] = []
 
+    def layer_name(self, _index: int) -> str:
+        """What people are told of the one layer that it is."""
+        return "the directory"
+
     @property
     def total_bytes(self) -> int:
         """Unknown before the walk."""

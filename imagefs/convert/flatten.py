@@ -20,7 +20,7 @@ What does not live here: reading layers, storing content, numbering inodes.
 """
 
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -50,14 +50,22 @@ class _Unread(Inode):
     entry: Entry | None = None
 
 
-def flatten(layers: Sequence[Sequence[Entry]]) -> Inode:
+def _numbered(index: int) -> str:
+    return f"layer {index + 1}"
+
+
+def flatten(layers: Sequence[Sequence[Entry]], name: Callable[[int], str] = _numbered) -> Inode:
     """Return the root of the tree that ``layers`` (the bottom one first) make.
 
-    Regular files have the ``content`` of their entries; for those that have none see :func:`missing_content`. Raises ``SourceError``.
+    Regular files have the ``content`` of their entries; for those that have none see :func:`missing_content`. Raises ``SourceError``, with
+    what ``name`` calls the layer of that index.
     """
     flattener = _Flattener()
-    for layer in layers:
-        flattener.apply(layer)
+    for index, layer in enumerate(layers):
+        try:
+            flattener.apply(layer)
+        except SourceError as error:
+            raise SourceError(f"{error.message} (in {name(index)})", hint=error.hint) from error
     return flattener.root
 
 

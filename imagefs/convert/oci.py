@@ -112,6 +112,10 @@ class Source:
         """How many layers."""
         return len(self.layers)
 
+    def layer_name(self, index: int) -> str:
+        """What people are told of a layer, by its index in ``layers``: they count from one."""
+        return f"layer {index + 1} of {len(self.layers)}, {self.layers[index].name}"
+
     @property
     def total_bytes(self) -> int:
         """Bytes of all layers as they lie there."""

@@ -38,6 +38,7 @@ from imagefs.format.profile import Profile, encode
 from imagefs.format.relocation import relocated
 from imagefs.store.base import ObjectStore
 from imagefs.store.images import fetch_blob_to, get_manifest, put_blob, put_manifest
+from imagefs.store.leases import Writing
 from imagefs.store.origins import origin_of
 from imagefs.store.refs import Ref, move, read, read_versioned, resolve, version_of
 
@@ -112,7 +113,7 @@ def optimize(
     tell = progress or (lambda _: None)
     clock = Clock()
     # What lies in the scratch directory is mapped and unlinked at once.
-    with tempfile.TemporaryDirectory(prefix="imagefs-optimize-") as folder:
+    with Writing(store, "optimize") as lease, tempfile.TemporaryDirectory(prefix="imagefs-optimize-") as folder:
         maps = _Maps(store, Path(folder))
         with clock.stage("read"):
             target = _target(store, image, to)
@@ -128,7 +129,7 @@ def optimize(
             report = _Report(target, origin, digest, profile, planned, before, clock)
             for name, after in _there(store, maps, report):
                 return report.made(store, name, after)
-    return _lay_out(store, base, objects, report, keep, threads=threads, tell=tell)
+        return _lay_out(store, base, objects, report, keep, lease=lease, threads=threads, tell=tell)
 
 
 def _there(store: ObjectStore, maps: "_Maps", report: "_Report") -> Iterator[tuple[str, Start]]:
@@ -152,6 +153,7 @@ def _lay_out(
     report: "_Report",
     keep: KeepProfile,
     *,
+    lease: Writing,
     threads: int,
     tell: Callable[[Progress], None],
 ) -> OptimizeReport:
@@ -179,6 +181,7 @@ def _lay_out(
     made = Optimized(report.origin, report.digest, LAYOUT, before, after)
     manifest = msgspec.structs.replace(base, objects=BlobName(map_name, len(raw)), annotations=optimized.annotated(base.annotations, made))
     with clock.stage("publish"):
+        lease.publishing()
         name, manifest_new = put_manifest(store, manifest)
         report.new_bytes += map_new + manifest_new
         keep(replace(report.profile, manifest=name))

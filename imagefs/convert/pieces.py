@@ -16,8 +16,9 @@ _ZERO_FRAME: Final = bytes(FRAME_SIZE)
 
 def is_zero(part: Buffer) -> bool:
     """Say whether a buffer of at most a frame holds zeros alone."""
-    # The two end bytes settle nearly every frame that is not zero, without a look at the rest.
-    return not part[0] and not part[-1] and part == (_ZERO_FRAME if len(part) == FRAME_SIZE else memoryview(_ZERO_FRAME)[: len(part)])
+    # The two end bytes settle nearly every frame that is not zero, without a look at the rest. Of that a copy is compared: bytes are by
+    # memcmp, views an item at a time, which takes a millisecond a frame in place of 16 microseconds.
+    return not part[0] and not part[-1] and bytes(part) == (_ZERO_FRAME if len(part) == FRAME_SIZE else bytes(len(part)))
 
 
 def cut(pieces: Iterable[Buffer], size: int) -> Iterator[list[Buffer]]:

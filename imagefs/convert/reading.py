@@ -215,7 +215,7 @@ class Reading:
         if self._known.checked(layer.digest, layer.diff_id):
             layer = replace(layer, diff_id=None)
         with LayerStream(layer, self._limits) as stream:
-            reader = TarReader(self._told(stream))
+            reader = TarReader(self._told(stream), layer=self._source.layer_name(index))
             for entry in reader:
                 yield entry, reader.pieces()
             stream.finish()

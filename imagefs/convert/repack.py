@@ -25,6 +25,7 @@ import zstandard
 from imagefs.convert.needed import Copied, Joined, Member, Plan
 from imagefs.convert.packing import StoredPack
 from imagefs.convert.runs import GET_MAX, runs_of
+from imagefs.decompressors import Decompressors
 from imagefs.digest import Buffer, digest_of
 from imagefs.errors import ImageFSError, IntegrityError, NotFoundError, StoreFullError
 from imagefs.format.objectmap import FrameRow, ObjectMap
@@ -95,6 +96,7 @@ class Repacker:
         self._ahead = threads
         self._told = told or (lambda _: None)
         self._local = threading.local()
+        self._decompressors = Decompressors()
         self._working = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="repack")
         self._storing = ThreadPoolExecutor(max_workers=_STORING, thread_name_prefix="store")
         self._scratch: IO[bytes] | None = None
@@ -212,27 +214,20 @@ class Repacker:
 
     def _decoded(self, row: FrameRow, stored: memoryview) -> bytes:
         try:
-            return decode_frame(stored, row.codec, row.length, row.digest, self._decompressor())
+            return decode_frame(stored, row.codec, row.length, row.digest, self._decompressors.own)
         except IntegrityError as error:
             raise self._damaged(row, error.message) from error
 
     def _damaged(self, row: FrameRow, what: str) -> ImageFSError:
         return IntegrityError(f"pack {self._objects.pack(row.pack).digest.hex()}: {what}", hint="convert the image again")
 
-    # A zstd context belongs to one thread at a time.
-
     def _compressor(self) -> zstandard.ZstdCompressor:
+        # A zstd context belongs to one thread at a time.
         found: zstandard.ZstdCompressor | None = getattr(self._local, "compressor", None)
         if found is None:
             found = self._local.compressor = zstandard.ZstdCompressor(
                 level=LEVEL, write_checksum=False, write_content_size=True, write_dict_id=False
             )
-        return found
-
-    def _decompressor(self) -> zstandard.ZstdDecompressor:
-        found: zstandard.ZstdDecompressor | None = getattr(self._local, "decompressor", None)
-        if found is None:
-            found = self._local.decompressor = zstandard.ZstdDecompressor()
         return found
 
     # -- threads --------------------------------------------------------------------------------------------------------------------

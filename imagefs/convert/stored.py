@@ -11,14 +11,12 @@ A :class:`StoredReader` may be used by any number of threads. What does not live
 (:mod:`imagefs.convert.known`), and what is made of frames.
 """
 
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
-import zstandard
-
 from imagefs.convert.pieces import FRAME_SIZE, OWN_PACKS_FROM
 from imagefs.convert.runs import runs_of
+from imagefs.decompressors import Decompressors
 from imagefs.digest import Buffer, digest_of
 from imagefs.errors import ImageFSError, IntegrityError
 from imagefs.format.objectmap import HOLE, ObjectMap
@@ -102,7 +100,7 @@ class StoredReader:
     def __init__(self, store: BlobSource) -> None:
         """Read nothing yet."""
         self._store = store
-        self._local = threading.local()
+        self._decompressors = Decompressors()
 
     def read(self, parts: Iterable[Stored]) -> dict[Stored, bytes]:
         """Return the bytes of ``parts``; each frame that has some of them is read once.
@@ -126,16 +124,9 @@ class StoredReader:
             data = memoryview(self._store.get(key, ByteRange(run.start, run.end)))
             for number, row in run.frames:
                 start = row.offset - run.start
-                content = decode_frame(data[start : start + row.stored], row.codec, row.length, row.digest, self._decompressor())
+                content = decode_frame(data[start : start + row.stored], row.codec, row.length, row.digest, self._decompressors.own)
                 for part in frames[number]:
                     found[part] = _cut_out(content, row.digest, part)
-
-    def _decompressor(self) -> zstandard.ZstdDecompressor:
-        # A zstd context belongs to one thread at a time.
-        found: zstandard.ZstdDecompressor | None = getattr(self._local, "decompressor", None)
-        if found is None:
-            found = self._local.decompressor = zstandard.ZstdDecompressor()
-        return found
 
 
 def joined(parts: Sequence[Part], read: Mapping[Stored, bytes]) -> Buffer:

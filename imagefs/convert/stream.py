@@ -205,13 +205,16 @@ class BlobChecks:
         """Return how many bytes the blob has."""
         found: _Hash = hashlib.new(layer.digest.partition(":")[0])
         count = 0
-        blob = layer.open()
         try:
-            while not self._stop.is_set() and (data := blob.read(_CHUNK)):
-                found.update(data)
-                count += len(data)
-        finally:
-            blob.close()
+            blob = layer.open()
+            try:
+                while not self._stop.is_set() and (data := blob.read(_CHUNK)):
+                    found.update(data)
+                    count += len(data)
+            finally:
+                blob.close()
+        except OSError as error:
+            raise SourceError(f"layer {layer.name} cannot be read: {error}") from error
         if not self._stop.is_set():
             _check_blob(layer, count, found)
         return count

@@ -51,9 +51,15 @@ class TarReader:
     whoever makes them could check the whole. The exceptions of ``chunks`` pass through.
     """
 
-    def __init__(self, chunks: Iterable[bytes], *, max_metadata: int = METADATA_MAX, max_holes: int = HOLES_MAX) -> None:
-        """Read nothing yet. ``max_metadata`` and ``max_holes`` bound headers and holes, in bytes; ``LimitError`` past them."""
+    def __init__(
+        self, chunks: Iterable[bytes], *, layer: str = "the layer", max_metadata: int = METADATA_MAX, max_holes: int = HOLES_MAX
+    ) -> None:
+        """Read nothing yet. ``layer`` is what messages call it.
+
+        ``max_metadata`` and ``max_holes`` bound headers and holes, in bytes; ``LimitError`` past them.
+        """
         self._chunks = iter(chunks)
+        self._layer = layer
         self._buffer = b""
         self._view = memoryview(b"")
         self._position = 0
@@ -107,7 +113,7 @@ class TarReader:
 
     def _located(self, error: ImageFSError) -> ImageFSError:
         where = f"after {shown(self._last)}, " if self._last else ""
-        return type(error)(f"{error.message} ({where}near byte {self._base + self._position} of the layer)", hint=error.hint)
+        return type(error)(f"{error.message} ({where}near byte {self._base + self._position} of {self._layer})", hint=error.hint)
 
     # -- the stream -----------------------------------------------------------------------------------------------------------------
 

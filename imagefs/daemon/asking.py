@@ -42,6 +42,15 @@ def ask_again(directory: "str | os.PathLike[str]", request: dict[str, object], t
             time.sleep(PAUSE)
 
 
+def answers(directory: "str | os.PathLike[str]") -> bool:
+    """Say whether there is a daemon."""
+    try:
+        ask_again(directory, {"op": "ping"}, QUICK)
+    except DaemonError:
+        return False
+    return True
+
+
 def ask(directory: "str | os.PathLike[str]", request: dict[str, object], timeout: float) -> "dict[str, Any]":
     """Ask once; return the result, or raise the error that the daemon met.
 

@@ -1,9 +1,9 @@
 """An instance: one store served with one cache, and the directory that its processes share.
 
 ``daemon.lock`` is held as long as any of its processes lives, by a descriptor that they have in common; ``control.sock`` is where clients
-ask, ``metrics.sock`` where Prometheus does; ``daemon.log`` is written by all of them; ``mounts.json``, ``fuse.init``, ``workers`` and
-``crash.json`` are what one process leaves to the next. All of it is this user's alone. Nothing heavy is imported: the supervisor stays
-small.
+ask, ``metrics.sock`` where Prometheus does; ``daemon.log`` is written by all of them; ``mounts.json``, ``fuse.init``, ``workers``,
+``lease`` and ``crash.json`` are what one process leaves to the next. All of it is this user's alone. Nothing heavy is imported: the
+supervisor stays small.
 """
 
 import fcntl

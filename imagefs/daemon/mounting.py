@@ -11,7 +11,7 @@ asked for is asked again. This is on the way of every start of a container: it i
 import os
 import time
 
-from imagefs.daemon.asking import QUICK, SOCKET_NAME, BrokenError, ask, ask_again
+from imagefs.daemon.asking import QUICK, SOCKET_NAME, BrokenError, answers, ask, ask_again
 from imagefs.errors import AccessError, DaemonError, ImageFSError, MountError
 from imagefs.settings import instance_name
 
@@ -80,20 +80,12 @@ def mount(
             _take_back(directory, place, begun)
         except DaemonError:
             # None runs, or it ended just now, because another's last mount went.
-            if not left or _answers(directory):
+            if not left or answers(directory):
                 raise
             from imagefs.daemon.starting import ensure_daemon
 
             ensure_daemon(settings, at=at)
     raise AssertionError
-
-
-def _answers(directory: str) -> bool:
-    try:
-        ask_again(directory, {"op": "ping"}, QUICK)
-    except DaemonError:
-        return False
-    return True
 
 
 def _take_back(directory: str, place: str, begun: float) -> None:
@@ -146,7 +138,7 @@ def _umount(directory: str, place: str, *, lazy: bool) -> "dict[str, Any]":
     try:
         return ask(directory, request, _UMOUNT_SECONDS)
     except BrokenError:
-        pass
+        pass  # Whether it is unmounted is not known: it is asked for again.
     try:
         return ask_again(directory, request, _UMOUNT_SECONDS)
     except MountError as error:

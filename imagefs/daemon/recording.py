@@ -149,6 +149,8 @@ class Recorder:
         else:
             how = Recording(on=False, why="asked for")
             if record.prefetch and self._looks < LOOKS_MAX:
+                # Not where the task begins: others may be mounted before it does.
+                self._looks += 1
                 self._nursery.start_soon(self._look_at, image, record, label)
         mounted = {other.mountpoint for other in self._table}
         self._how = {mountpoint: known for mountpoint, known in self._how.items() if mountpoint in mounted}
@@ -200,7 +202,6 @@ class Recorder:
 
     async def _look_at(self, image: Image, record: MountRecord, label: str) -> None:
         """Find out which program starts on a mount that is not recorded. Nothing of it is kept."""
-        self._looks += 1
         try:
             watched, _ = await self._watch(image, record)
             start = self._start(image, record, label, watched)

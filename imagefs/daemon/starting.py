@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from imagefs.daemon.asking import QUICK, ask_again, result_of
+from imagefs.daemon.asking import QUICK, answers, result_of
 from imagefs.daemon.instance import LOG_NAME
 from imagefs.errors import AccessError, DaemonError, DeadlineError
 from imagefs.settings import instance_name
@@ -36,11 +36,11 @@ def ensure_daemon(config: "Config | Settings", *, at: str | None = None, auto_st
     """Return when a daemon answers, starting one if there is none: one, however many ask. Raises what its start met."""
     settings = config if isinstance(config, dict) else config.told()
     directory = Path(settings["runtime"], instance_name(settings["store"], settings["cache"], at))
-    if _answers(directory):
+    if answers(directory):
         return
     deadline = time.monotonic() + timeout
     with _start_lock(directory, deadline):
-        if not _answers(directory):
+        if not answers(directory):
             _spawn(settings, directory, at, auto_stop=auto_stop, deadline=deadline)
 
 
@@ -54,14 +54,6 @@ def wait_gone(directory: str | Path) -> None:
         _flock(descriptor, time.monotonic() + _GONE_SECONDS, "the daemon does not end")
     finally:
         os.close(descriptor)
-
-
-def _answers(directory: Path) -> bool:
-    try:
-        ask_again(directory, {"op": "ping"}, QUICK)
-    except DaemonError:
-        return False
-    return True
 
 
 @contextlib.contextmanager

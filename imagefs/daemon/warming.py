@@ -30,7 +30,11 @@ class Warmer:
     @property
     def is_busy(self) -> bool:
         """Whether something is under way."""
-        return any(not warmth.is_over for warmth in self._known.values())
+        return bool(self.under_way())
+
+    def under_way(self) -> set[str]:
+        """Return the manifests of the images that are being brought."""
+        return {name for name, warmth in self._known.items() if not warmth.is_over}
 
     def of(self, manifest: str) -> Warmth | None:
         """Return how far an image is that somebody asked for."""

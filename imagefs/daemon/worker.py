@@ -44,6 +44,7 @@ from imagefs.daemon.host_profiles import HostProfiles
 from imagefs.daemon.inheriting import Relatives
 from imagefs.daemon.instance import TABLE_NAME, Role
 from imagefs.daemon.kernel_mounts import KernelMounts
+from imagefs.daemon.leasing import LEASE_NAME, MountLease
 from imagefs.daemon.lifeline import Lifeline
 from imagefs.daemon.logging_setup import make_logger
 from imagefs.daemon.metrics import Sources, stats
@@ -246,6 +247,8 @@ class _Worker:
                 nursery.start_soon(functools.partial(service.patrol, every=_PATROL_SECONDS, patience=_PATIENCE_SECONDS))
                 nursery.start_soon(self._signals)
                 nursery.start_soon(self._exporter(service).run)
+                lease = self._lease(service)
+                nursery.start_soon(lease.run)
                 self._log.info(
                     "started",
                     pid=os.getpid(),
@@ -255,7 +258,7 @@ class _Worker:
                 )
                 self._lifeline.say("ready")
                 await self._leaving.wait()
-                await self._farewell(session, mounter, service)
+                await self._farewell(session, mounter, service, lease)
             finally:
                 # What this worker does not answer is the next one's to answer: nobody is told an error because this one ends.
                 with trio.CancelScope(shield=True):
@@ -263,7 +266,7 @@ class _Worker:
                 nursery.cancel_scope.cancel()
                 self._log.info("stopped", reason=self._reason)
 
-    async def _farewell(self, session: FuseSession, mounter: Mounter, service: Service) -> None:
+    async def _farewell(self, session: FuseSession, mounter: Mounter, service: Service, lease: MountLease) -> None:
         if self._reason == "stop":
             self._lifeline.say("stop")
             service.stopping = True
@@ -272,8 +275,10 @@ class _Worker:
                 await mounter.shutdown()
                 if service.recorder is not None:
                     await service.recorder.shutdown()
+                await lease.drop()
             return
         self._accepting.cancel()
+        lease.leave()
         if self._disk is not None:
             # What is not on the disk by then has to be fetched again. Readers are served meanwhile.
             with trio.move_on_after(_SETTLE_SECONDS):
@@ -378,6 +383,13 @@ class _Worker:
 
     def _exporter(self, service: Service) -> Exporter:
         return Exporter(self._role.directory, self._role.config.metrics_listen, lambda: exposition(stats(service.sources)), self._log)
+
+    def _lease(self, service: Service) -> MountLease:
+        def shown() -> set[str]:
+            warming = service.warmer.under_way() if service.warmer is not None else set()
+            return {slot.image.name for slot in self._forest.slots.values()} | set(self._table.images().values()) | warming
+
+        return MountLease(self._store, self._role.directory / LEASE_NAME, shown, self._log, busy=lambda: not self._link.is_idle)
 
     def _no_names(self, error: Exception) -> None:
         self._log.warning("names_unusable", error=str(error))

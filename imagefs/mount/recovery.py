@@ -6,14 +6,18 @@ still uses a mount keeps it until it is done, and gets errors.
 
 import errno
 import os
+import threading
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 from imagefs.errors import AccessError, MountError
 from imagefs.mount.bind import unmount
 from imagefs.mount.fusemount import is_fuse_mount, release_mount
 from imagefs.mount.mountinfo import FUSE_TYPE, is_image, mount_at, read_mounts
+
+_ANSWER_SECONDS: Final = 5.0
 
 
 def detach_all(fuse: Path, trees: Path, recorded: Iterable[str]) -> list[str]:
@@ -53,9 +57,19 @@ def detach_dead(place: str) -> bool:
 
 
 def _is_dead(place: str) -> bool:
-    """Say whether the kernel answers for a dead daemon, which it does at once; not to a stat, whose answer it has kept."""
-    try:
-        os.close(os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-    except OSError as error:
-        return error.errno in {errno.ENOTCONN, errno.ECONNABORTED}
-    return False
+    """Say whether the kernel answers for a dead daemon, which it does at once; not to a stat, whose answer it has kept.
+
+    A daemon of another runtime directory may be alive there and not answer: whoever opens it then is not seen again.
+    """
+    dead: list[bool] = []
+
+    def look() -> None:
+        try:
+            os.close(os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        except OSError as error:
+            dead.append(error.errno in {errno.ENOTCONN, errno.ECONNABORTED})
+
+    looking = threading.Thread(target=look, daemon=True)
+    looking.start()
+    looking.join(_ANSWER_SECONDS)
+    return dead == [True]

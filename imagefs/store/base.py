@@ -83,7 +83,7 @@ class FirstBytes(Protocol):
 
 
 class ObjectStore(Protocol):
-    """A flat namespace of immutable blobs, and of a few refs that change by compare-and-swap."""
+    """A flat namespace of immutable blobs, and of a few refs and leases that change by compare-and-swap."""
 
     @property
     def url(self) -> str:

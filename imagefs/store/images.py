@@ -4,7 +4,6 @@ A blob (a tree, an object map, a profile) is named by the digest of its uncompre
 """
 
 import os
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -19,6 +18,8 @@ from imagefs.store.base import BlobSource, ByteRange, ObjectStore, blob_key, man
 BLOB_LEVEL: Final = 3
 _STEP: Final = 4 * 1024 * 1024
 _BITE: Final = 4096
+_HEADER_MAX: Final = 18
+"""Bytes of a zstd frame that say how long its content is, at most (RFC 8878, 3.1.1.1)."""
 
 
 def put_blob(store: ObjectStore, raw: Buffer) -> tuple[str, int]:
@@ -37,12 +38,24 @@ def get_blob(store: BlobSource, name: str, size: int) -> bytes:
     return b"".join(_blob_chunks(store, name, size, store.head(blob_key(name)).size))
 
 
+def check_blob(store: BlobSource, name: str) -> None:
+    """Read all of a blob, whatever its size, in bounded memory. ``IntegrityError`` if it is not what its name says."""
+    stored = store.head(blob_key(name)).size
+    head = store.get(blob_key(name), ByteRange(0, min(stored, _HEADER_MAX))) if stored else b""
+    try:
+        size = zstandard.frame_content_size(bytes(head))
+    except zstandard.ZstdError as error:
+        raise IntegrityError(f"blob {name} is damaged: {error}") from error
+    for _ in _blob_chunks(store, name, size, stored):
+        pass
+
+
 def fetch_blob_to(store: BlobSource, name: str, size: int, path: Path) -> int:
     """Bring a blob of ``size`` bytes to the file ``path``, which appears verified and whole or not at all; return the bytes moved.
 
     Memory is bounded whatever the size.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
     stored = store.head(blob_key(name)).size
     try:
         with temporary.open("xb", buffering=0) as file:

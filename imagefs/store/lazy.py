@@ -6,18 +6,19 @@ is raised again. Safe from many threads; while one opens, the others wait for it
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Final, overload
+from collections.abc import Callable
+from typing import Final
 
 from imagefs.digest import Buffer
 from imagefs.errors import ImageFSError
-from imagefs.store.base import ByteRange, FirstBytes, KeyInfo, Moment, ObjectStore
+from imagefs.store.base import ByteRange, FirstBytes, Moment, ObjectStore
+from imagefs.store.forwarding import ForwardingStore
 from imagefs.store.opening import open_store
 
 RETRY_SECONDS: Final = 1.0
 
 
-class LazyStore:
+class LazyStore(ForwardingStore):
     """An ``ObjectStore``."""
 
     def __init__(
@@ -36,7 +37,7 @@ class LazyStore:
         """The URL that it is opened by."""
         return self._url
 
-    def _opened(self) -> ObjectStore:
+    def _reached(self) -> ObjectStore:
         store = self._store
         if store is not None:
             return store
@@ -52,44 +53,10 @@ class LazyStore:
                 raise
             return self._store
 
-    @overload
-    def get(self, key: str) -> bytes: ...
-
-    @overload
-    def get(self, key: str, byte_range: ByteRange | None = ...) -> Buffer: ...
-
-    def get(self, key: str, byte_range: ByteRange | None = None) -> Buffer:
-        """See the protocol."""
-        return self._opened().get(key, byte_range)
-
     def get_noting(self, key: str, byte_range: ByteRange, first: Moment) -> Buffer:
         """See :class:`~imagefs.store.base.FirstBytes`; of a store that does not know, nothing is noted."""
-        store = self._opened()
+        store = self._reached()
         return store.get_noting(key, byte_range, first) if isinstance(store, FirstBytes) else store.get(key, byte_range)
-
-    def get_versioned(self, key: str) -> tuple[bytes, str]:
-        """See the protocol."""
-        return self._opened().get_versioned(key)
-
-    def head(self, key: str) -> KeyInfo:
-        """See the protocol."""
-        return self._opened().head(key)
-
-    def put_if_absent(self, key: str, data: Buffer | Sequence[Buffer]) -> bool:
-        """See the protocol."""
-        return self._opened().put_if_absent(key, data)
-
-    def replace(self, key: str, data: Buffer, *, version: str | None) -> str:
-        """See the protocol."""
-        return self._opened().replace(key, data, version=version)
-
-    def list(self, prefix: str) -> Iterator[KeyInfo]:
-        """See the protocol."""
-        return self._opened().list(prefix)
-
-    def delete(self, key: str) -> bool:
-        """See the protocol."""
-        return self._opened().delete(key)
 
     def close(self) -> None:
         """Close the store if it was opened."""

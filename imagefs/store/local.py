@@ -13,7 +13,6 @@ import errno
 import fcntl
 import os
 import re
-import secrets
 import stat
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -76,9 +75,10 @@ class _GroupSync:
 class LocalStore:
     """A store in the directory ``root``, which must be one (:func:`~imagefs.store.opening.open_store` checks and creates)."""
 
-    def __init__(self, root: Path) -> None:
-        """Open the directory; ``close`` releases it."""
+    def __init__(self, root: Path, *, private: bool = False) -> None:
+        """Open the directory; ``close`` releases it. With ``private`` what is written from now on is for its owner alone (0700, 0600)."""
         self._root = root
+        self._folder_mode, self._file_mode = (0o700, 0o600) if private else (0o777, 0o644)
         with _errors(str(root)):
             self._descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._group = _GroupSync(self._descriptor)
@@ -216,9 +216,17 @@ class LocalStore:
             return
         if not os.path.isdir(self._root):  # noqa: PTH112
             raise StoreError(f"the store at {self._root} is gone", hint="is its file system still mounted?")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self._make_folders(path.parent)
         _sync_directory(self._root)
         self._directories.add(parent)
+
+    def _make_folders(self, folder: Path) -> None:
+        # One by one: with ``parents`` the last one alone would be given the mode.
+        try:
+            folder.mkdir(self._folder_mode, exist_ok=True)
+        except FileNotFoundError:
+            self._make_folders(folder.parent)
+            folder.mkdir(self._folder_mode, exist_ok=True)
 
     def _place(self, move: Callable[[str, Path], None], temporary: str, path: Path) -> None:
         """Give a temporary file its name; once more if a ``delete`` has just pruned the directory."""
@@ -249,11 +257,11 @@ class LocalStore:
         folder = self._root / _TMP
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         while True:
-            path = str(folder / f"{secrets.token_hex(8)}.{key.rpartition('/')[2][:32]}")
+            path = str(folder / f"{os.urandom(8).hex()}.{key.rpartition('/')[2][:32]}")
             try:
-                descriptor = os.open(path, flags, 0o644)
+                descriptor = os.open(path, flags, self._file_mode)
             except FileNotFoundError:
-                folder.mkdir(exist_ok=True)
+                folder.mkdir(self._folder_mode, exist_ok=True)
                 continue
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -267,7 +275,7 @@ class LocalStore:
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
-        (self._root / _TMP).mkdir(exist_ok=True)
+        (self._root / _TMP).mkdir(self._folder_mode, exist_ok=True)
         descriptor = os.open(self._root / _TMP / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)

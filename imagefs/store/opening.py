@@ -28,13 +28,16 @@ class _Marker(msgspec.Struct):
     format: int
 
 
-def open_store(url: str, *, create: bool = False) -> ObjectStore:
+def open_store(url: str, *, create: bool = False, private: bool = False) -> ObjectStore:
     """Open the store at ``url``: ``file:///dir``, a path, or ``s3://bucket/prefix``.
 
-    With ``create`` a directory, bucket or prefix that is missing or empty becomes a store. ``StoreError`` if it is none, ``AccessError`` if
-    this user may not use it, ``UnsupportedError`` if it is of another version, ``UsageError`` if the URL is wrong.
+    With ``create`` a directory, bucket or prefix that is missing or empty becomes a store; with ``private`` what is written to a directory
+    is for its owner alone, whatever the umask. ``StoreError`` if it is none, ``AccessError`` if this user may not use it,
+    ``UnsupportedError`` if it is of another version, ``UsageError`` if the URL is wrong.
     """
-    return _open_s3(parse_s3_url(url), create=create) if is_s3_url(url) else _open_directory(_directory_of(url), create=create)
+    if is_s3_url(url):
+        return _open_s3(parse_s3_url(url), create=create)
+    return _open_directory(_directory_of(url), create=create, private=private)
 
 
 def prepared(url: str) -> Callable[[str], ObjectStore]:
@@ -51,7 +54,7 @@ def prepared(url: str) -> Callable[[str], ObjectStore]:
     return lambda _: _open_s3(place, create=False, made=made.pop() if made else None)
 
 
-def _open_directory(root: Path, *, create: bool) -> LocalStore:
+def _open_directory(root: Path, *, create: bool, private: bool) -> LocalStore:
     try:
         names = os.listdir(root)  # noqa: PTH208
     except FileNotFoundError:
@@ -69,8 +72,8 @@ def _open_directory(root: Path, *, create: bool) -> LocalStore:
             raise StoreError(f"{root} is not a store: it has no {MARKER_KEY}", hint="a new store wants an empty directory")
         if not create:
             raise StoreError(f"{root} is empty, not a store", hint="`imagefs convert` makes one of it; check --store and IMAGEFS_STORE")
-        _create(root)
-    store = LocalStore(root)
+        _create(root, private=private)
+    store = LocalStore(root, private=private)
     _check(store, str(root))
     if create:
         store.sweep()
@@ -90,10 +93,10 @@ def _directory_of(url: str) -> Path:
     raise UsageError(f"{url}: no store has the scheme {parts.scheme!r}", hint="use file:///DIR or s3://BUCKET/PREFIX")
 
 
-def _create(root: Path) -> None:
+def _create(root: Path, *, private: bool) -> None:
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        store = LocalStore(root)
+        root.mkdir(0o700 if private else 0o777, parents=True, exist_ok=True)
+        store = LocalStore(root, private=private)
     except PermissionError:
         raise AccessError(f"this user may not make a store at {root}", hint="use another --store") from None
     except OSError as error:

@@ -195,8 +195,9 @@ def test_ended_at_any_write_it_finishes_the_same(place: Place) -> None:
         if done:
             break
     kinds = [key.partition("/")[0] for key in keys]
-    # Bottom-up: all packs, then blobs, with each pointer behind its listing, then the manifest, then the ref.
+    # After the lease bottom-up: all packs, then blobs, with each pointer behind its listing, then the manifest, then the ref.
     assert [kind for place, kind in enumerate(kinds) if kinds[place - 1 : place] != [kind]] == [
+        "leases",
         "packs",
         *["blobs", "layers"] * 2,
         "manifests",

@@ -323,7 +323,7 @@ def test_who_changed_the_ref_meanwhile_wins(there: bool, made: Made, some: Profi
     def interfere() -> None:
         refs.publish(store, target, other.name)
 
-    faulty = FaultyStore(store, [Fault("replace", times=1, before=interfere)])
+    faulty = FaultyStore(store, [Fault("replace", "refs/*", times=1, before=interfere)])
     with pytest.raises(ConflictError, match=f"{target} was changed") as caught:
         run(faulty, some, to=None if there else target)
     assert caught.value.hint
@@ -332,7 +332,7 @@ def test_who_changed_the_ref_meanwhile_wins(there: bool, made: Made, some: Profi
 
 def test_an_image_that_somebody_removes_meanwhile_does_not_come_back(made: Made, some: Profile) -> None:
     store = made.store
-    faulty = FaultyStore(store, [Fault("replace", times=1, before=lambda: refs.remove(store, REF))])
+    faulty = FaultyStore(store, [Fault("replace", "refs/*", times=1, before=lambda: refs.remove(store, REF))])
     with pytest.raises(ConflictError, match="changed"):
         run(faulty, some)
     assert [str(ref) for ref, _ in refs.list_refs(store)] == []
@@ -357,7 +357,7 @@ def test_content_that_somebody_removes_meanwhile_is_named_and_the_ref_is_as_it_w
 def test_two_that_do_the_same_both_succeed(made: Made, some: Profile) -> None:
     store = made.store
     done: list[OptimizeReport] = []
-    faulty = FaultyStore(store, [Fault("replace", times=1, before=lambda: done.append(optimize(store, "test", lambda _: some)))])
+    faulty = FaultyStore(store, [Fault("replace", "refs/*", times=1, before=lambda: done.append(optimize(store, "test", lambda _: some)))])
     report = run(faulty, some)
     assert report.manifest == done[0].manifest == resolve(store, "test")
 
@@ -464,7 +464,7 @@ def publish_map(store: ObjectStore, base: Manifest, raw: bytes) -> None:
         Fault("put_if_absent", "packs/*", first=3, error=AccessError("this store is read-only")),
         Fault("put_if_absent", "blobs/*", error=StoreFullError("no room")),
         Fault("put_if_absent", "manifests/*", error=StoreError("it stumbles")),
-        Fault("replace", error=StoreError("it stumbles")),
+        *[Fault("replace", keys, error=StoreError("it stumbles")) for keys in ("refs/*", "leases/*")],
         *[Fault("get", "packs/*", first=n, error=StoreError("it stumbles")) for n in (1, 3)],
         Fault("get", "blobs/*", error=StoreError("it stumbles")),
     ],
@@ -488,7 +488,7 @@ def test_what_names_is_written_after_what_is_named(made: Made, some: Profile) ->
     faulty = FaultyStore(made.store)
     run(faulty, some)
     wrote = [key.partition("/")[0] for op, key in faulty.calls if op in {"put_if_absent", "replace"}]
-    assert wrote == ["packs", "blobs", "manifests", "refs"]
+    assert wrote == ["leases", "packs", "blobs", "manifests", "refs"]
 
 
 def test_no_scratch_space_is_said(made: Made, some: Profile, monkeypatch: pytest.MonkeyPatch) -> None:

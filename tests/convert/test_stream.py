@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import zstandard
 
-from imagefs.convert.stream import GZIP, PLAIN, ZSTD, LayerBlob, LayerStream, Limits
+from imagefs.convert.stream import GZIP, PLAIN, ZSTD, BlobChecks, LayerBlob, LayerStream, Limits
 from imagefs.errors import ImageFSError, LimitError, SourceError
 from tests.convert.archives import blob
 
@@ -120,10 +120,17 @@ def test_leaving_early_ends_all_threads(kind: str, read_first: int) -> None:
     assert set(threading.enumerate()) <= before
 
 
-def test_a_blob_that_cannot_be_read_is_an_error_of_the_source() -> None:
-    class Broken(io.BytesIO):
-        def read(self, size: int | None = -1, /) -> bytes:
-            raise OSError(5, "Input/output error")
+class Broken(io.BytesIO):
+    def read(self, size: int | None = -1, /) -> bytes:
+        raise OSError(5, "Input/output error")
 
+
+def test_a_blob_that_cannot_be_read_is_an_error_of_the_source() -> None:
     with pytest.raises(SourceError, match="Input/output error"):
         read(blob(b"", b"", GZIP, Broken))
+
+
+def test_so_is_one_of_which_only_the_digest_is_looked_at() -> None:
+    checks = BlobChecks()
+    with pytest.raises(SourceError, match=r"layer sha256:.* cannot be read: .*Input/output error"), checks:
+        checks.add(blob(b"stored", b"", GZIP, Broken))

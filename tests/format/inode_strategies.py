@@ -8,6 +8,7 @@ import stat
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Final
 
 from hypothesis import strategies as st
@@ -92,8 +93,10 @@ def _row(inode: Inode, paths: set[bytes]) -> Row:
 
 
 # -- parts --------------------------------------------------------------------------------------------------------------------------------
+# Each is made once: making a strategy takes longer than drawing from it.
 
 
+@cache
 def names() -> st.SearchStrategy[bytes]:
     """File names: plain ones, which collide and sort around ``.`` and ``..``, any bytes, and the longest."""
     odd = st.lists(st.sampled_from(_NAME_BYTES), min_size=1, max_size=12).map(bytes)
@@ -102,6 +105,7 @@ def names() -> st.SearchStrategy[bytes]:
     return st.one_of(plain, odd, longest).filter(lambda name: name not in {b".", b".."})
 
 
+@cache
 def acls() -> st.SearchStrategy[bytes]:
     """POSIX ACLs as Linux stores them: owner, one user, group, mask, others."""
     permissions = st.integers(0, 7)
@@ -113,6 +117,7 @@ def acls() -> st.SearchStrategy[bytes]:
     )  # fmt: skip
 
 
+@cache
 def xattrs(kind: int) -> st.SearchStrategy[dict[bytes, bytes] | None]:
     """Attributes that Linux allows on a file of this type, overlayfs's own among them, some of which fill a block."""
     rest = st.lists(st.sampled_from(_NAME_BYTES), min_size=1, max_size=8).map(bytes)
@@ -143,6 +148,7 @@ _SIZES: Final = st.one_of(
 )
 
 
+@cache
 def inodes(kind: int) -> st.SearchStrategy[Inode]:
     """One inode of type ``kind`` (an ``S_IFMT`` value), a directory without children."""
     fields: dict[str, st.SearchStrategy[object]] = {

@@ -199,6 +199,7 @@ def test_as_two_dictionaries_differ(root: Inode, data: st.DataObject) -> None:
     )
 
 
+@settings(deadline=None)
 @given(inode_trees())
 def test_a_tree_does_not_differ_from_itself(root: Inode) -> None:
     assert compare(root, deepcopy(root)) == []

@@ -1,10 +1,12 @@
 """What the tests of the S3 store share: one real server a session, a place of its own in it for each test, and a scripted server."""
 
+import functools
 import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping
 
 import pytest
+from botocore.loaders import create_loader
 
 from imagefs.store.opening import open_store
 from imagefs.store.s3 import S3Store
@@ -20,6 +22,14 @@ OWN = {
     "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
     "NO_PROXY": "127.0.0.1,localhost",
 }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _read_once() -> Iterator[None]:
+    """A session of botocore reads what it knows of S3 from megabytes of JSON; all of these tests' sessions read it once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("botocore.session.create_loader", functools.cache(create_loader))
+        yield
 
 
 @pytest.fixture(scope="session")

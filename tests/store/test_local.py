@@ -118,3 +118,25 @@ def test_two_may_make_a_store_at_once(tmp_path: Path) -> None:
     second = open_store(str(tmp_path / "store"), create=True)
     first.put_if_absent("packs/a", b"x")
     assert second.get("packs/a") == b"x"
+
+
+def test_what_is_written_to_a_private_store_is_its_owners_alone(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        for name, private in (("private", True), ("plain", False)):
+            store = open_store(str(tmp_path / name), create=True, private=private)
+            store.put_if_absent("packs/a", b"x")
+            store.replace("refs/a/b/c/1", b"y", version=None)
+            store.close()
+            made = [tmp_path / name, *(tmp_path / name).rglob("*")]
+            assert len(made) > 8
+            assert [path for path in made if path.name != "lock" and bool(path.stat().st_mode & 0o077) == private] == []
+    finally:
+        os.umask(before)
+
+
+def test_what_was_in_a_store_stays_as_it_is_when_it_becomes_private(tmp_path: Path) -> None:
+    open_store(str(tmp_path / "store"), create=True).close()
+    seen = (tmp_path / "store").stat().st_mode
+    open_store(str(tmp_path / "store"), create=True, private=True).close()
+    assert (tmp_path / "store").stat().st_mode == seen
