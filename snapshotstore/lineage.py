@@ -84,10 +84,15 @@ def prefix(lineage: str) -> str:
     return f"lineages/{digest_of(lineage.encode()).hex()}/"
 
 
-def load(store: ObjectStore, lineage: str) -> Known:
-    """Return what the newest members of a lineage have, within the bounds of an index. Raises what a store that is not well raises."""
+def load(store: ObjectStore, lineage: str, *, weed: bool = False) -> Known:
+    """Return what the newest members of a lineage have, within the bounds of an index. Raises what a store that is not well raises.
+
+    ``weed``: a table of which a pack is not there is left out, and so is each pointer that names one: of what is damaged, where ``store``
+    says that it is not there, the members to come are not to know either.
+    """
     known = Known()
-    newest = sorted(store.list(prefix(lineage)), key=lambda info: (-info.mtime, info.key))[:TABLES_MAX]
+    found = sorted(store.list(prefix(lineage)), key=lambda info: (-info.mtime, info.key))
+    newest = found[:TABLES_MAX]
     if not newest:
         return known
     with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="lineage") as pool:
@@ -100,6 +105,15 @@ def load(store: ObjectStore, lineage: str) -> Known:
         tables = ask(lambda blob: decode(get_blob(store, blob.digest, blob.size)), blobs)
         packs = [pack for table in tables if table is not None for pack in table.packs]
         there = {pack.digest for pack, found in zip(packs, ask(lambda pack: _is_there(store, pack), packs), strict=True) if found}
+    if weed:
+        tables = [table if table is not None and all(pack.digest in there for pack in table.packs) else None for table in tables]
+        if None in tables:
+            whole = {blob for blob, table in zip(blobs, tables, strict=False) if table is not None}
+            named = dict(zip((info.key for info in newest), pointers, strict=True))
+            for info in found:
+                # Also those that nobody looks at today: once others are gone, somebody may.
+                if not whole.issuperset(named.get(info.key) or [None]):
+                    store.delete(info.key)
     left = PAGES_MAX
     # The oldest first: what members have in common lies in the frames of the first of them, side by side.
     for blob, table in reversed([*zip(blobs, tables, strict=True)]):

@@ -8,10 +8,10 @@ What is damaged, or of a version that cannot be read, is part of the answer; a s
 What does not live here: which of them a host may restore (``snapshotstore.compat``).
 """
 
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, NamedTuple, TypeVar
 
 from imagefs.errors import ImageFSError, IntegrityError, LimitError, NotFoundError, UnsupportedError, UsageError
@@ -20,7 +20,8 @@ from imagefs.store import refs
 from imagefs.store.base import ObjectStore
 from imagefs.store.images import get_manifest
 from imagefs.store.refs import Ref, RefDocument, read
-from snapshotstore import lineage, manifest
+from snapshotstore import manifest
+from snapshotstore.at_once import at_once
 from snapshotstore.manifest import Record
 
 AT_ONCE: Final = 16
@@ -69,18 +70,13 @@ def listing(store: ObjectStore, name: str | None = None) -> Listing:
     found = Listing([], [], [])
     named: list[Named] = []
     names = _refs(store, name)
-    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="snapshots") as pool:
-
-        def ask(function: Callable[[_T], _R], items: Iterable[_T]) -> list[_R | ImageFSError]:
-            return list(pool.map(lambda item: _asked(function, item), items))
-
-        for ref, document in zip(names, ask(lambda ref: read(store, ref), names), strict=True):
-            if isinstance(document, RefDocument):
-                named.append(Named(ref, document.manifest))
-            elif not isinstance(document, NotFoundError):  # that one was removed meanwhile
-                found.unreadable.append((ref, document))
-        digests = list(dict.fromkeys(one.manifest for one in named))
-        manifests = dict(zip(digests, ask(lambda digest: _snapshot(store, digest), digests), strict=True))
+    for ref, document in zip(names, _ask(lambda ref: read(store, ref), names), strict=True):
+        if isinstance(document, RefDocument):
+            named.append(Named(ref, document.manifest))
+        elif not isinstance(document, NotFoundError):  # that one was removed meanwhile
+            found.unreadable.append((ref, document))
+    digests = list(dict.fromkeys(one.manifest for one in named))
+    manifests = dict(zip(digests, _ask(lambda digest: _snapshot(store, digest), digests), strict=True))
     for one in named:
         held = manifests[one.manifest]
         if isinstance(held, ImageFSError):
@@ -95,9 +91,8 @@ def listing(store: ObjectStore, name: str | None = None) -> Listing:
 def refs_of(store: ObjectStore, digest: str) -> list[Ref]:
     """Return all refs that name a manifest."""
     names = _refs(store, None)
-    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="snapshots") as pool:
-        documents = pool.map(lambda ref: _asked(lambda ref: read(store, ref), ref), names)
-        return [ref for ref, held in zip(names, documents, strict=True) if isinstance(held, RefDocument) and held.manifest == digest]
+    documents = _ask(lambda ref: read(store, ref), names)
+    return [ref for ref, held in zip(names, documents, strict=True) if isinstance(held, RefDocument) and held.manifest == digest]
 
 
 class Removed(NamedTuple):
@@ -125,6 +120,8 @@ def remove(store: ObjectStore, ref: Ref) -> Removed:
     left = refs_of(store, digest)
     forgotten = False
     if not left:
+        from snapshotstore import lineage  # noqa: PLC0415 # which who looks for snapshots need not wait for
+
         # Where the record cannot be read nobody knows of which lineage it was. A pointer without a manifest is passed over.
         with suppress(IntegrityError, UnsupportedError, LimitError):
             forgotten = lineage.forget(store, manifest.read(held.annotations).lineage, digest)
@@ -158,6 +155,16 @@ def _refs(store: ObjectStore, name: str | None) -> list[Ref]:
         if name is None or ref.name == name:
             found.append(ref)
     return sorted(found, key=lambda ref: (ref.name, ref.tag))
+
+
+def _ask(function: Callable[[_T], _R], items: Sequence[_T]) -> list[_R | ImageFSError]:
+    """Call with each of the items, ``AT_ONCE`` of them at a time."""
+    if len(items) <= AT_ONCE:
+        return at_once(*(partial(_asked, function, item) for item in items))
+    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 # which a service, with its few variants, need not wait for
+
+    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="snapshots") as pool:
+        return list(pool.map(lambda item: _asked(function, item), items))
 
 
 def _asked(function: Callable[[_T], _R], item: _T) -> _R | ImageFSError:

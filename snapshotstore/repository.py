@@ -7,14 +7,15 @@ object, as in an image, and lies in packs as there; but the memory files, which 
 What it promises:
 
 - **Atomic.** Packs, then blobs, then the manifest, then the lineage's pointer, then the ref. Killed anywhere, it leaves what the next push
-  uses or ``gc`` removes, and the ref as it was. Of two that push the same, the last one has the ref.
+  uses or ``gc`` removes, and the ref as it was; until it ends, a lease keeps ``gc`` away. Of two that push the same, the last one has the
+  ref.
 - **An object is named by the BLAKE3 of the file**, whatever its frames are, so two snapshots that have the same file have the same object.
 - **Bounded memory**, whatever the size of the memory: at most 150 MB of content on its way, and the index of the lineage.
 - The tree's root is 0700: a snapshot is a core dump. Owners and modes below it are those of the directory.
 
 A directory that somebody writes to meanwhile is refused (``SourceError``). Nothing is written on this host but to a directory store.
 
-What does not live here: who may restore it (``snapshotstore.compat``), restoring, and leases.
+What does not live here: who may restore it (``snapshotstore.compat``), and restoring.
 """
 
 import stat
@@ -41,7 +42,9 @@ from imagefs.format.manifest import SNAPSHOT, BlobName, Manifest, Platform
 from imagefs.format.objectmap import build_object_map
 from imagefs.format.tree import INLINE_MAX
 from imagefs.store.base import ObjectStore
+from imagefs.store.checked import CheckedStore
 from imagefs.store.images import get_manifest, put_blob, put_manifest
+from imagefs.store.leases import Writing
 from imagefs.store.refs import Ref, publish, resolve
 from snapshotstore import lineage, manifest
 from snapshotstore.fingerprints import FRAME_PAGES, FRAMES_MAX, PAGE, PAGES_MAX, PageIndex, PageTable, TablePack, encode
@@ -67,8 +70,8 @@ class PushReport:
     """What a push did; sizes in bytes, ``seconds`` by stage.
 
     ``bytes_logical`` is the size of all files. Of the memory, ``memory_bytes``, ``zero_bytes`` are holes, ``known_bytes`` were there, in
-    the lineage or already in this snapshot, and ``stored_bytes`` are in new frames. The store has ``new_bytes`` more. ``notes`` say what
-    was left out.
+    the lineage or already in this snapshot, and ``stored_bytes`` are in new frames. The store has ``new_bytes`` more. ``healed`` counts
+    what was damaged there and is written again. ``notes`` say what was left out.
     """
 
     ref: str
@@ -82,6 +85,7 @@ class PushReport:
     new_bytes: int
     packs_new: int
     pages_known: int
+    healed: int
     notes: tuple[str, ...]
     seconds: dict[str, float]
 
@@ -99,7 +103,7 @@ def push(
     memory: Sequence[str] = MEMORY,
     jobs: int = 2,
     level: int = LEVEL,
-    alone: bool = False,
+    recheck: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> PushReport:
     """Store what is below ``directory`` as a snapshot with ``record``, in which it is below ``folder``, and let ``ref`` name it.
@@ -107,31 +111,37 @@ def push(
     ``memory`` are patterns of paths of the snapshot in the way of ``fnmatch`` (a star is any characters, also slashes). ``jobs`` threads
     compress memory at zstd ``level``. What the record says of its size is filled in. Raises ``SourceError`` and ``AccessError`` for what is
     wrong with the directory, and the store's errors: then the ref is as it was, and what was stored is used by the next try.
-    ``alone``: it shares no pages with the lineage, of which some may be damaged; others may share its own.
+    ``recheck``: nothing is relied on unread. What the store has already is verified before it is referred to or left as it is; what is
+    damaged is written again where it is of this snapshot, and else is nothing that members of the lineage refer to from now on.
     """
     clock = Clock()
-    with clock.stage("known"):
-        known = Known() if alone else lineage.load(store, record.lineage)
-        pages_known = len(known.index)
-    source = Below(directory, Target("linux", record.cpu.arch).normal, folder)
-    with (
-        ContentBuilder(store, KnownPacks(store), jobs=jobs, level=_LEVEL) as builder,
-        FramePacker(store, jobs=jobs, level=level) as packer,
-    ):
-        reading = _Reading(source, builder, known.index, packer, patterns=memory, tell=progress or (lambda _: None))
-        with clock.stage("read"):
-            entries = reading.read()
-        with clock.stage("tree"):
-            root = flatten([entries])
-            root.mode = stat.S_IFDIR | 0o700
-            tree = write_tree(root)
-        with clock.stage("flush"):
-            packed = packer.finish()
-            builder.flush()
-            built = builder.built(reading.contents)
-    with clock.stage("publish"):
-        publishing = _Publishing(store, known, built, packed, reading)
-        name, new_bytes = publishing.publish(tree, record, ref, source)
+    checked = CheckedStore(store)
+    if recheck:
+        store = checked
+    with Writing(store, "push") as lease:
+        with clock.stage("known"):
+            known = lineage.load(store, record.lineage, weed=recheck)
+            pages_known = len(known.index)
+        source = Below(directory, Target("linux", record.cpu.arch).normal, folder)
+        with (
+            ContentBuilder(store, KnownPacks(store), jobs=jobs, level=_LEVEL) as builder,
+            FramePacker(store, jobs=jobs, level=level) as packer,
+        ):
+            reading = _Reading(source, builder, known.index, packer, patterns=memory, tell=progress or (lambda _: None))
+            with clock.stage("read"):
+                entries = reading.read()
+            with clock.stage("tree"):
+                root = flatten([entries])
+                root.mode = stat.S_IFDIR | 0o700
+                tree = write_tree(root)
+            with clock.stage("flush"):
+                packed = packer.finish()
+                builder.flush()
+                built = builder.built(reading.contents)
+        with clock.stage("publish"):
+            lease.publishing()
+            publishing = _Publishing(store, known, built, packed, reading)
+            name, new_bytes = publishing.publish(tree, record, ref, source)
     cutter, tally = reading.cutter, builder.tally
     zero = sum(runs.zero for _, runs in reading.memory.values())
     return PushReport(
@@ -146,6 +156,7 @@ def push(
         new_bytes=new_bytes + tally.new_bytes + packed.new_bytes,
         packs_new=tally.packs_new + packed.new_packs,
         pages_known=pages_known,
+        healed=len(checked.healed),
         notes=tuple(source.notes),
         seconds={stage: round(seconds, 4) for stage, seconds in clock.seconds.items()},
     )

@@ -26,6 +26,9 @@ ENGINE: Final = "engine"
 LAYER: Final = "layer"
 """What a checkpoint has, below its directory."""
 
+ANY_USER: Final = "any-user"
+"""CRIU's feature that programs of any user can be frozen, and not only root's: it takes CAP_SYS_RESOURCE."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bind:
@@ -97,6 +100,12 @@ class Checkpointer(Protocol):
 
     def probe(self) -> Engine:
         """Look whether the engine is there, new enough, and works here. ``UnsupportedError``, with where a newer one is to be had."""
+
+    def prepare(self) -> None:
+        """Do ahead what the next start or restore begins with, whatever its sandbox. Whoever calls this calls :meth:`close` in the end."""
+
+    def close(self) -> None:
+        """Let go of what was prepared and not used. What runs is not concerned, and this may be used again."""
 
     def start(self, sandbox: Sandbox, *, deadline: float) -> None:
         """Start the program; return when it runs. ``EngineError``, ``DeadlineError``; nothing of it is left then."""

@@ -21,13 +21,12 @@ from typing import Final
 from imagefs.errors import EngineError, ImageFSError, StoreFullError
 from snapshotstore.checkpoint import criu_state
 from snapshotstore.checkpoint.base import ENGINE, Engine, Sandbox
-from snapshotstore.checkpoint.criu_dump import NOTE, dump
-from snapshotstore.checkpoint.criu_keeper import PIDFILE, STAGE
+from snapshotstore.checkpoint.criu_keeper import MODULE, PIDFILE, STAGE
 from snapshotstore.checkpoint.criu_launch import check_unused, launched
-from snapshotstore.checkpoint.criu_probe import probe
-from snapshotstore.checkpoint.criu_run import COMMON, work_folder
+from snapshotstore.checkpoint.criu_run import COMMON, NOTE, work_folder
 from snapshotstore.checkpoint.criu_state import Until
 from snapshotstore.checkpoint.namespaces import place_of
+from snapshotstore.checkpoint.waiting import Spare
 
 _PROBING: Final = 30.0
 _FILE: Final = re.compile(r"file\[[0-9a-f]+:[0-9a-f]+\]")
@@ -35,26 +34,39 @@ _FULL: Final = {errno.ENOSPC, errno.EDQUOT}
 
 
 class Criu:
-    """A ``Checkpointer``, with the program ``program``. It keeps nothing: everything is in the sandboxes' directories."""
+    """A ``Checkpointer``, with the program ``program``. It keeps nothing of sandboxes: everything is in their directories."""
 
     def __init__(self, program: Path, *, probing: float = _PROBING) -> None:
         """Nothing is run yet. ``probing``: seconds that a probe may take."""
         self._program = program
         self._probing = probing
+        self._spare = Spare(MODULE)
 
     def probe(self) -> Engine:
         """See ``Checkpointer``."""
+        from snapshotstore.checkpoint.criu_probe import probe  # noqa: PLC0415 # which a restore need not wait for
+
         return probe(self._program, Until(self._probing, str(self._program)))
+
+    def prepare(self) -> None:
+        """See ``Checkpointer``."""
+        self._spare.prepare()
+
+    def close(self) -> None:
+        """See ``Checkpointer``."""
+        self._spare.close()
 
     def start(self, sandbox: Sandbox, *, deadline: float) -> None:
         """See ``Checkpointer``."""
         until = Until(deadline, f"starting {sandbox.name}")
         check_unused(sandbox)
         with _errors(f"cannot start {sandbox.name}"):
-            launched(sandbox, None, until)
+            launched(self._spare.take(), sandbox, None, until)
 
     def checkpoint(self, sandbox: Sandbox, images: Path, *, deadline: float) -> None:
         """See ``Checkpointer``."""
+        from snapshotstore.checkpoint.criu_dump import dump  # noqa: PLC0415 # likewise
+
         until = Until(deadline, f"the checkpoint of {sandbox.name}")
         try:
             with _errors(f"cannot freeze {sandbox.name}"):
@@ -77,7 +89,7 @@ class Criu:
             for number in range(len(sandbox.binds)):
                 command += ["--external", f"mnt[bind{number}]:{stage / f'bind{number}'}"]
             told = {"command": command, "files": files, "work": str(work), "log": str(work / "restore.out")}
-            launched(sandbox, told, until)
+            launched(self._spare.take(), sandbox, told, until)
 
     def is_alive(self, sandbox: Sandbox) -> bool:
         """See ``Checkpointer``."""

@@ -21,15 +21,9 @@ from snapshotstore.checkpoint.base import ENGINE, LAYER, Sandbox
 from snapshotstore.checkpoint.criu_layer import copy_layer
 from snapshotstore.checkpoint.criu_probe import can_freeze_sockets
 from snapshotstore.checkpoint.criu_refusals import Descriptor, check_users, descriptors_of, processes_of, refusals, sockets
-from snapshotstore.checkpoint.criu_run import COMMON, Running, failed, running, work_folder
+from snapshotstore.checkpoint.criu_run import COMMON, NOTE, Running, failed, running, work_folder
 from snapshotstore.checkpoint.criu_state import Until, program_pid
 from snapshotstore.checkpoint.namespaces import place_of
-
-NOTE: Final = "imagefs.json"
-"""What a restore has to know beside CRIU's files: which ``files`` it inherits, where the ``binds`` are seen, and the ``sizes`` of its own.
-
-CRIU does not end if its pages are fewer than it was told.
-"""
 
 _GHOST_LIMIT: Final = "1G"
 _GRACE: Final = 5.0

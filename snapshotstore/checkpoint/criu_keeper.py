@@ -1,4 +1,4 @@
-"""The keeper of a sandbox that CRIU freezes: ``python -m snapshotstore.checkpoint.criu_keeper STATE REQUEST SOCKET``, two descriptors.
+"""The keeper of a sandbox that CRIU freezes: ``python -m snapshotstore.checkpoint.criu_keeper DESCRIPTOR``, which is for ``told``.
 
 It is the parent of the sandbox's program, started or restored, and writes down how that ended. Promises:
 
@@ -10,9 +10,9 @@ It is the parent of the sandbox's program, started or restored, and writes down 
   does nothing to it, but for ``SIGKILL``.
 - ``STATE/exit`` is there, whole, before the keeper ends by itself.
 
-What is said on the socket, in this order: the keeper's pidfd, from the first process, which then ends; one byte from who asked, without
-which nothing is done; and the pidfd of the program, which runs then, or an error (``error``, or the exit status of CRIU as ``engine``),
-after which nothing is left. Each is a JSON document.
+What it is told is a request, as :func:`encode` writes it, and a socket. What is said on that, in this order: the keeper's pidfd, from the
+first process, which then ends; one byte from who asked, without which nothing is done; and the pidfd of the program, which runs then, or an
+error (``error``, or the exit status of CRIU as ``engine``), after which nothing is left. Each is a JSON document.
 """
 
 import array
@@ -27,10 +27,12 @@ from typing import Any, Final
 from imagefs import syscalls
 from snapshotstore.checkpoint import namespaces
 from snapshotstore.checkpoint.base import Bind, Sandbox
+from snapshotstore.checkpoint.told import told
 
 MESSAGE_MAX: Final = 65536
 """Bytes that a document on the socket has at most."""
 
+MODULE: Final = "snapshotstore.checkpoint.criu_keeper"
 EXIT: Final = "exit"
 STAGE: Final = "stage"
 PIDFILE: Final = "restored.pid"
@@ -71,13 +73,15 @@ def _decode(plain: dict[str, Any]) -> Sandbox:
 
 
 def main(arguments: list[str]) -> None:
-    """Part from the caller; keep."""
-    request, talking = map(int, arguments[1:])
-    with os.fdopen(request, "rb") as file:
-        asked = json.load(file)
+    """Wait for what is to be kept; part from the caller; keep."""
+    os.umask(0o077)
+    found = told(int(arguments[0]))
+    if found is None:
+        return
+    request, (talking,) = found
+    asked = json.loads(request)
     sandbox = _decode(asked["sandbox"])
     with socket.socket(fileno=talking) as talk:
-        talk.set_inheritable(False)
         try:
             if sandbox.cgroup is not None:
                 (sandbox.cgroup / "cgroup.procs").write_text("0")

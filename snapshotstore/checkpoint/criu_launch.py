@@ -1,4 +1,4 @@
-"""Starts a keeper, and waits until the program of its sandbox runs.
+"""Tells a keeper what to keep, and waits until the program of its sandbox runs.
 
 Promises: after an error nothing runs, and the sandbox's directory is as empty as it was; whoever starts one and is killed meanwhile leaves
 nothing that runs either, because a keeper that cannot say that its program runs ends, with all that it started.
@@ -8,10 +8,8 @@ import json
 import os
 import socket
 import subprocess
-import sys
-from contextlib import suppress
-from pathlib import Path
-from typing import Any, Final
+from contextlib import closing, suppress
+from typing import Any
 
 from imagefs.errors import EngineError
 from snapshotstore.checkpoint import criu_state
@@ -19,8 +17,7 @@ from snapshotstore.checkpoint.base import Sandbox
 from snapshotstore.checkpoint.criu_keeper import MESSAGE_MAX, encode
 from snapshotstore.checkpoint.criu_run import failed
 from snapshotstore.checkpoint.criu_state import KEEPER, PROGRAM, Until
-
-_LOG: Final = "keeper.log"
+from snapshotstore.checkpoint.waiting import Waiting
 
 
 class EngineFailedError(EngineError):
@@ -32,26 +29,22 @@ class EngineFailedError(EngineError):
         self.code = code
 
 
-def launch(sandbox: Sandbox, restore: dict[str, Any] | None, until: Until) -> None:
-    """Start a keeper for what ``criu_keeper.encode`` takes; return when the program runs. Errors of ours, ``EngineFailedError`` too."""
-    request = os.memfd_create("request")
+def launch(waiting: Waiting, sandbox: Sandbox, restore: dict[str, Any] | None, until: Until) -> None:
+    """Tell a keeper what ``criu_keeper.encode`` takes; return when the program runs. Errors of ours, ``EngineFailedError`` too."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours:
-        with theirs, os.fdopen(request, "r+b") as file:
-            file.write(encode(sandbox, restore))
-            file.seek(0)
-            command = [sys.executable, "-P", "-m", "snapshotstore.checkpoint.criu_keeper"]
-            process = _run([*command, str(sandbox.state), str(request), str(theirs.fileno())], (request, theirs.fileno()), sandbox.state)
         try:
-            (keeper,) = _receive(ours, KEEPER, sandbox.state, until)
+            with theirs:
+                waiting.tell(encode(sandbox, restore), theirs.fileno())
+            (keeper,) = _receive(ours, KEEPER, waiting, until)
         except BaseException:
-            _end(process, ours)
+            _end(waiting.process, ours)
             raise
-        process.wait()  # It has ended, but for what the kernel has to do.
+        waiting.process.wait()  # It has ended, but for what the kernel has to do.
         try:
             criu_state.remember(sandbox.state, {KEEPER: keeper})
             ours.send(b"!")
-            program = _receive(ours, PROGRAM, sandbox.state, until)
+            program = _receive(ours, PROGRAM, waiting, until)
             try:
                 criu_state.remember(sandbox.state, {KEEPER: keeper, PROGRAM: program[0] if program else None})
             finally:
@@ -62,13 +55,6 @@ def launch(sandbox: Sandbox, restore: dict[str, Any] | None, until: Until) -> No
             raise
         finally:
             os.close(keeper)
-
-
-def _run(command: list[str], descriptors: tuple[int, ...], state: Path) -> subprocess.Popen[bytes]:
-    with (state / _LOG).open("ab") as log:
-        return subprocess.Popen(  # noqa: S603 - this interpreter
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", umask=0o077, pass_fds=descriptors
-        )
 
 
 def _end(process: subprocess.Popen[bytes], talk: socket.socket) -> None:
@@ -85,15 +71,12 @@ def _end(process: subprocess.Popen[bytes], talk: socket.socket) -> None:
             os.close(keeper)
 
 
-def _receive(talk: socket.socket, name: str, state: Path, until: Until) -> list[int]:
+def _receive(talk: socket.socket, name: str, waiting: Waiting, until: Until) -> list[int]:
     """Return the pidfd that is said under ``name``; none for a process that has ended already."""
     until.wait(talk.fileno())
     data, descriptors, _, _ = socket.recv_fds(talk, MESSAGE_MAX, 1, socket.MSG_CMSG_CLOEXEC)
     if not data:
-        said = ""
-        with suppress(OSError):
-            said = (state / _LOG).read_text(errors="replace").strip().rpartition("\n")[2]
-        raise EngineError(": ".join(filter(None, ["the sandbox's keeper ended", said])))
+        raise EngineError(": ".join(filter(None, ["the sandbox's keeper ended", waiting.said])))
     document = json.loads(data)
     if "engine" in document:
         raise EngineFailedError(document["engine"])
@@ -112,10 +95,11 @@ def check_unused(sandbox: Sandbox) -> None:
         raise EngineError(f"{sandbox.state} is in use: it has {others[0]}", hint="each sandbox has an empty directory of its own")
 
 
-def launched(sandbox: Sandbox, restore: dict[str, Any] | None, until: Until) -> None:
-    """Launch, and on any failure leave the sandbox's directory empty."""
+def launched(waiting: Waiting, sandbox: Sandbox, restore: dict[str, Any] | None, until: Until) -> None:
+    """Launch, and on any failure leave the sandbox's directory empty. ``waiting`` is closed in any case."""
     try:
-        launch(sandbox, restore, until)
+        with closing(waiting):
+            launch(waiting, sandbox, restore, until)
     except BaseException as error:  # noqa: BLE001 - raised again below, or what it stands for
         found = failed("restore", error.code, sandbox.state / "criu" / "restore.log") if isinstance(error, EngineFailedError) else error
         criu_state.clear(sandbox.state, sandbox.output)

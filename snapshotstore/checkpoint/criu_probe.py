@@ -7,16 +7,13 @@ from pathlib import Path
 from typing import Final
 
 from imagefs.errors import UnsupportedError
-from snapshotstore.checkpoint.base import Engine
+from snapshotstore.checkpoint.base import ANY_USER, Engine
 from snapshotstore.checkpoint.criu_refusals import may_freeze_any_user
 from snapshotstore.checkpoint.criu_run import running
 from snapshotstore.checkpoint.criu_state import Until
 
 OLDEST: Final = (4, 1)
 """3.17, which Debian 12 has, cannot read the vDSO of recent kernels."""
-
-ANY_USER: Final = "any-user"
-"""The feature that programs of any user can be frozen, and not only root's: it takes CAP_SYS_RESOURCE."""
 
 SOCKETS: Final = "sockets"
 """The feature that programs can be frozen which have TCP or UDP sockets that are not connected."""

@@ -21,6 +21,12 @@ ENVIRONMENT: Final = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin
 COMMON: Final = ("--manage-cgroups=ignore", "--no-default-config", "--file-locks", "--link-remap", "--skip-in-flight")
 """Options of both ways: cgroups are the caller's; connections that wait to be accepted stay where they are."""
 
+NOTE: Final = "imagefs.json"
+"""What a restore has to know beside CRIU's files: which ``files`` it inherits, where the ``binds`` are seen, and the ``sizes`` of its own.
+
+CRIU does not end if its pages are fewer than it was told.
+"""
+
 _ERROR: Final = re.compile(r"Error \([^)]*\): *(.*)")
 _ERRORS_SHOWN: Final = 3
 _NOISE: Final = ("rlimit: ", "Dumping FAILED", "Restoring FAILED")

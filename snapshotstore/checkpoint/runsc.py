@@ -20,28 +20,24 @@ A network namespace that is given loses the addresses of its links to the sandbo
 import errno
 import json
 import os
-import secrets
 import select
 import shutil
 import signal
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
 from imagefs.errors import DeadlineError, EngineError, ImageFSError, StoreFullError, UnsupportedError
 from snapshotstore.checkpoint import bundle, runsc_notes, runsc_program, runsc_reader, runsc_sockets
 from snapshotstore.checkpoint.base import ENGINE, Engine, Sandbox
-from snapshotstore.checkpoint.runsc_keeper import Request, said
+from snapshotstore.checkpoint.runsc_keeper import MODULE, Request, said
+from snapshotstore.checkpoint.waiting import Spare
 
 IDENTITY: Final = "sandbox.json"
 _FILES: Final = ("checkpoint.img", "pages_meta.img", "pages.img", IDENTITY)
 
-_KEEPER: Final = "snapshotstore.checkpoint.runsc_keeper"
 _BUNDLE: Final = "bundle"
 _ROOT: Final = "runsc"
 _PID_FILE: Final = "sandbox.pid"
@@ -60,6 +56,7 @@ class Runsc:
         """Nothing is run yet."""
         self._program = program
         self._found: Engine | None = None
+        self._spare = Spare(MODULE)
 
     def probe(self) -> Engine:
         """Look once: what was found holds as long as this object is used."""
@@ -78,12 +75,14 @@ class Runsc:
 
     def _try(self) -> None:
         """Start a program that is not there: what says so is the kernel in the sandbox, which then works."""
+        import tempfile  # noqa: PLC0415 # which a restore need not wait for
+
         with tempfile.TemporaryDirectory(prefix="imagefs-probe-") as name:
             folder = Path(name)
             for place in ("root", "state"):
                 (folder / place).mkdir(mode=0o700)
             sandbox = Sandbox(
-                name=f"probe-{secrets.token_hex(8)}",
+                name=f"probe-{os.urandom(8).hex()}",
                 root=folder / "root",
                 state=folder / "state",
                 output=folder / "output",
@@ -96,6 +95,14 @@ class Runsc:
                     raise UnsupportedError(f"{self._program} does not work here: {error.message}") from error
             finally:
                 self.remove(sandbox)
+
+    def prepare(self) -> None:
+        """See ``Checkpointer``."""
+        self._spare.prepare()
+
+    def close(self) -> None:
+        """See ``Checkpointer``."""
+        self._spare.close()
 
     # -- a program begins -----------------------------------------------------------------------------------------------------------------
 
@@ -129,31 +136,27 @@ class Runsc:
             raise
 
     def _hear(self, sandbox: Sandbox, commands: list[list[str]], until: float) -> None:
-        """Start a keeper, and wait for its report. It ends with the keeper, if not before: then nothing is left of what that started."""
+        """Tell a keeper, and wait for its report. It ends with the keeper, if not before: then nothing is left of what that started."""
         reader, writer = os.pipe()
-        with os.fdopen(reader, "rb", buffering=0):
+        with os.fdopen(reader, "rb", buffering=0), closing(self._spare.take()) as keeper:
             with os.fdopen(writer, "wb", buffering=0), _output_of(sandbox) as output:
-                keeper = _begin(self._request(sandbox, commands, output, writer))
+                keeper.tell(json.dumps(self._request(sandbox, commands)).encode(), output, writer)
             try:
                 told = _read_all(reader, until)
             except DeadlineError:
-                _end_group(keeper.pid, reader)
+                _end_group(keeper.process.pid, reader)
                 raise DeadlineError(f"{sandbox.name} did not run before the deadline") from None
-            finally:
-                keeper.wait(_END_SECONDS)  # It parted from the one that told, and has ended.
         answer = json.loads(told) if told else {"error": "its keeper was ended"}
         if "error" in answer:
             raise EngineError(answer["error"])
 
-    def _request(self, sandbox: Sandbox, commands: list[list[str]], output: int, report: int) -> Request:
+    def _request(self, sandbox: Sandbox, commands: list[list[str]]) -> Request:
         log, pid_file = sandbox.state / "begin.log", sandbox.state / _PID_FILE
         create = ["create", "--bundle", str(sandbox.state / _BUNDLE), "--pid-file", str(pid_file), sandbox.name]
         return {
             "state": str(sandbox.state),
             "cgroup": str(sandbox.cgroup) if sandbox.cgroup is not None else None,
             "has_network": sandbox.network is not None,
-            "output": output,
-            "report": report,
             "log": str(log),
             "pid_file": str(pid_file),
             "commands": [self._command(sandbox, log, *command) for command in (create, *commands)],
@@ -290,18 +293,6 @@ class Runsc:
             return runsc_program.run(self._command(sandbox, log, *arguments), until, descriptors=descriptors)
         except runsc_program.StatusError as error:
             raise EngineError(said(log)) from error
-
-
-def _begin(request: Request) -> "subprocess.Popen[bytes]":
-    """Start a keeper; return the process from which it parts, which ends at once."""
-    return subprocess.Popen(  # noqa: S603 - this program's own
-        [sys.executable, "-P", "-m", _KEEPER, json.dumps(request)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        pass_fds=(request["report"], request["output"]),
-        start_new_session=True,
-    )
 
 
 def _document(sandbox: Sandbox) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""The keeper of a sandbox that runsc runs: ``python -m snapshotstore.checkpoint.runsc_keeper REQUEST``.
+"""The keeper of a sandbox that runsc runs: ``python -m snapshotstore.checkpoint.runsc_keeper DESCRIPTOR``, which is for ``told``.
+
+It is told a :class:`Request`, and two descriptors: the program's output, and the pipe for the report.
 
 It starts runsc inside the sandbox's cgroup, is the parent of all that runsc leaves running, and writes down how the program ended: gVisor's
 sandbox process ends with the exit status of the program in it, and nobody else could reap it. Promises:
@@ -21,6 +23,9 @@ from typing import Any, Final, NoReturn, NotRequired, TypedDict
 
 from imagefs import syscalls
 from snapshotstore.checkpoint import runsc_notes
+from snapshotstore.checkpoint.told import told
+
+MODULE: Final = "snapshotstore.checkpoint.runsc_keeper"
 
 _NEW_MOUNTS: Final = 0x00020000  # CLONE_NEWNS
 _MS_SLAVE: Final = 1 << 19
@@ -38,12 +43,6 @@ class Request(TypedDict):
     state: str
     cgroup: str | None
     has_network: bool
-    output: int
-    """A descriptor."""
-
-    report: int
-    """The descriptor of a pipe: at its end there is a :class:`Report`, or nothing, if the keeper was told to end."""
-
     log: str
     """Where the commands leave their errors."""
 
@@ -55,7 +54,7 @@ class Request(TypedDict):
 
 
 class Report(TypedDict):
-    """How it went. After an error nothing is left running."""
+    """How it went, at the end of the pipe, which has nothing if the keeper was told to end. After an error nothing is left running."""
 
     error: NotRequired[str]
 
@@ -69,24 +68,24 @@ class _FailedError(Exception):
 
 
 def main(arguments: list[str]) -> NoReturn:
-    """Part from the caller; keep."""
-    request: Request = json.loads(arguments[0])
-    for descriptor in (request["report"], request["output"]):
-        os.set_inheritable(descriptor, False)
-    os.chdir("/")  # That of who asked may be on a mount, which it would keep busy.
-    if os.fork():
+    """Wait for what is to be kept; part from the caller; keep."""
+    found = told(int(arguments[0]))
+    if found is None or os.fork():
         os._exit(0)
+    request, (output, report) = found
     with suppress(_ToldToEndError):
-        Keeper(request).run()
+        Keeper(json.loads(request), output, report).run()
     os._exit(0)
 
 
 class Keeper:
     """See the module."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, output: int, report: int) -> None:
         """Nothing is started yet."""
         self._request = request
+        self._output = output
+        self._pipe = report
         self._state = Path(request["state"])
         self._ended: dict[int, int] = {}
 
@@ -120,7 +119,7 @@ class Keeper:
         first, *others = request["commands"]
         self._command(first)
         sandbox = int(Path(request["pid_file"]).read_text(encoding="ascii"))
-        os.close(request["output"])
+        os.close(self._output)
         with suppress(OSError):  # It may have been short.
             runsc_notes.write_process(self._state / runsc_notes.SANDBOX, sandbox)
         for command in others:
@@ -128,12 +127,11 @@ class Keeper:
         return sandbox
 
     def _command(self, command: list[str]) -> None:
-        output = self._request["output"]
         is_first = command is self._request["commands"][0]
         actions: list[Any] = [(os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0)]
         for number in (1, 2):
             if is_first:
-                actions.append((os.POSIX_SPAWN_DUP2, output, number))
+                actions.append((os.POSIX_SPAWN_DUP2, self._output, number))
             else:
                 actions.append((os.POSIX_SPAWN_OPEN, number, "/dev/null", os.O_WRONLY, 0))
         child = os.posix_spawn(command[0], command, _ENVIRONMENT, file_actions=actions)
@@ -162,7 +160,7 @@ class Keeper:
                 self._reap()
 
     def _report(self, report: Report) -> None:
-        with suppress(OSError), os.fdopen(self._request["report"], "wb") as pipe:  # Who asked may be gone; the program stays.
+        with suppress(OSError), os.fdopen(self._pipe, "wb") as pipe:  # Who asked may be gone; the program stays.
             pipe.write(json.dumps(report).encode())
 
     def _note_exit(self, code: int) -> None:

@@ -44,7 +44,7 @@ from snapshotstore.runner.bundles_root import Root
 from snapshotstore.runner.engines import NAMES, Engines
 from snapshotstore.runner.mounts import Mounts
 from snapshotstore.runner.source import slug
-from snapshotstore.runner.workplace import ReplicaPlace, Workplace
+from snapshotstore.runner.workplace import ReplicaPlace, Workplace, host_errors
 
 READY_SECONDS: Final = 60.0
 _START_SECONDS: Final = 60.0
@@ -74,6 +74,8 @@ class Created:
     timeline: dict[str, float]
     notes: tuple[str, ...]
     log: str
+    healed: int = 0
+    """What was damaged in the store, root and snapshot, and is written again."""
 
 
 # -- freezing -----------------------------------------------------------------------------------------------------------------------------
@@ -90,20 +92,22 @@ def create(
     timeout: float = READY_SECONDS,
     given: Surroundings | None = None,
     jobs: int = 2,
+    recheck: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Created:
     """Start the program of the bundle in ``folder``, freeze it when it is ``ready``, and publish it as ``ref``.
 
-    ``engine`` is one of ``engines.NAMES`` or ``auto``; ``timeout`` seconds are waited for it to be ready. Errors as of ``read_bundle``,
-    ``convert``, the engine and ``push``; ``ProgramError`` if the program ends before, ``DeadlineError``.
+    ``engine`` is one of ``engines.NAMES`` or ``auto``; ``timeout`` seconds are waited for it to be ready; ``recheck`` as of ``push``, and
+    for the root as well. Errors as of ``read_bundle``, ``convert``, the engine and ``push``; ``ProgramError`` if the program ends before,
+    ``DeadlineError``.
     """
     bundle = read_bundle(folder)
     program, clock, app = bundle.program, Clock(), slug(ref.name)
-    with contextlib.closing(open_store(config.store, create=True)) as store, _Host(config) as host:
+    with contextlib.closing(open_store(config.store, create=True, private=True)) as store, _Host(config) as host:
         _check_free(store, ref)
         checkpointer, found = _able(host.working(engine), program)
         with clock.stage("root"):
-            root = bundles_root.publish(store, bundle.root, app, jobs=jobs, progress=progress)
+            root = bundles_root.publish(store, bundle.root, app, jobs=jobs, recheck=recheck, progress=progress)
         with clock.stage("mount"):
             mounted = host.mounts.manifest(root.manifest, label=root.ref)
         sandbox = partial(_sandbox, program, mounted, (), given or Surroundings())
@@ -117,9 +121,10 @@ def create(
             _keep(images, program)
             record = _record(program, found, root.manifest, lineage or app, clock.seconds["start"] + clock.seconds["ready"])
             with clock.stage("push"):
-                report = repository.push(store, images, record, ref, jobs=jobs, progress=progress)
+                report = repository.push(store, images, record, ref, jobs=jobs, recheck=recheck, progress=progress)
     notes = (*bundle.notes, *report.notes, *host.left)
-    return Created(str(ref), report.manifest, found.name, root, report, _rounded(clock), notes, str(replica.sandbox.output))
+    log, healed = str(replica.sandbox.output), root.healed + report.healed
+    return Created(str(ref), report.manifest, found.name, root, report, _rounded(clock), notes, log, healed)
 
 
 def _check_free(store: ObjectStore, ref: Ref) -> None:
@@ -142,8 +147,9 @@ def _able(engines: list[tuple[Checkpointer, Engine]], program: BundleProgram) ->
 
 def _keep(images: Path, program: BundleProgram) -> None:
     path = images / bundles_program.FILE
-    path.touch(0o600)
-    path.write_bytes(bundles_program.encode(program))
+    with host_errors():
+        path.touch(0o600)
+        path.write_bytes(bundles_program.encode(program))
 
 
 def _record(program: BundleProgram, engine: Engine, image: str, lineage: str, cold: float) -> Record:
@@ -210,7 +216,7 @@ def restore(config: Config, text: str, *, given: Surroundings | None = None) -> 
             images, root = _mounted(snapshot, host.mounts)
             program = _kept(snapshot, images)
         _able([(engine, found)], program)
-        layer = (images / LAYER,) if (images / LAYER).is_dir() else ()
+        layer = _layer(snapshot, images)
         sandbox = partial(_sandbox, program, root, layer, given or Surroundings())
         with clock.stage("engine"), contextlib.ExitStack() as stack:
             replica = stack.enter_context(host.replica(slug(snapshot.record.lineage), engine, found, sandbox))
@@ -265,6 +271,14 @@ def _mounted(snapshot: Snapshot, mounts: Mounts) -> tuple[Path, Path]:
         # In FUSE mode, because there each byte is verified.
         images = mounts.manifest(snapshot.name, mode="fuse", label=snapshot.ref)
         return images, root.result()
+
+
+def _layer(snapshot: Snapshot, images: Path) -> tuple[Path, ...]:
+    """Return the writable layer that the snapshot has, if it has one apart from its memory."""
+    try:
+        return (images / LAYER,) if (images / LAYER).is_dir() else ()
+    except OSError as error:
+        raise IntegrityError(f"{snapshot.ref}: its layer cannot be read: {error.strerror}") from error
 
 
 def _kept(snapshot: Snapshot, images: Path) -> BundleProgram:
@@ -329,7 +343,7 @@ class _Host:
 
     def working(self, engine: str) -> list[tuple[Checkpointer, Engine]]:
         """Return the engines that work here; have what killed processes left taken away first."""
-        self._place.sweep(self._engines.every())
+        self._place.sweep(self._engines.named)
         return self._engines.working(engine)
 
     def replica(self, app: str, engine: Checkpointer, found: Engine, sandbox: Callable[[ReplicaPlace], Sandbox]) -> "_Replica":

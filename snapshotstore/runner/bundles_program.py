@@ -18,8 +18,7 @@ from imagefs.digest import digest_of
 from imagefs.errors import ImageFSError, IntegrityError, LimitError, UnsupportedError
 from imagefs.format.manifest import check_depth
 from snapshotstore.checkpoint import bundle
-from snapshotstore.checkpoint.base import Engine, Sandbox
-from snapshotstore.checkpoint.criu_probe import ANY_USER
+from snapshotstore.checkpoint.base import ANY_USER, Engine, Sandbox
 
 FILE: Final = "bundle.json"
 FILE_MAX: Final = 2 << 20

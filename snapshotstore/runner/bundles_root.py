@@ -19,6 +19,7 @@ from imagefs.convert.stages import Progress
 from imagefs.digest import Hasher
 from imagefs.errors import NotFoundError, SourceError
 from imagefs.store.base import ObjectStore
+from imagefs.store.checked import CheckedStore
 from imagefs.store.images import get_manifest
 from imagefs.store.refs import Ref, read
 
@@ -26,23 +27,32 @@ _SETTLED_NS: Final = 1_000_000_000
 
 
 class Root(NamedTuple):
-    """The ref, the manifest in hex, and the bytes that it added to the store."""
+    """The ref, the manifest in hex, the bytes that it added to the store, and what was damaged there and is written again."""
 
     ref: str
     manifest: str
     new_bytes: int
+    healed: int = 0
 
 
-def publish(store: ObjectStore, root: Path, app: str, *, jobs: int, progress: Callable[[Progress], None] | None = None) -> Root:
-    """Put a directory into the store, below ``bundles/APP``, unless it is there. Errors as of ``convert``."""
+def publish(
+    store: ObjectStore, root: Path, app: str, *, jobs: int, recheck: bool = False, progress: Callable[[Progress], None] | None = None
+) -> Root:
+    """Put a directory into the store, below ``bundles/APP``, unless it is there. Errors as of ``convert``.
+
+    ``recheck``: what is there is verified, and written again if it is damaged.
+    """
     ref = Ref.parse(f"bundles/{app}:{_identity(root)[:32]}")
-    try:
-        name = read(store, ref).manifest
-        get_manifest(store, name)
-        return Root(str(ref), name, 0)
-    except NotFoundError:
-        report = convert(f"dir:{root}", ref, store, jobs=jobs, progress=progress)
-        return Root(str(ref), report.manifest, report.new_bytes)
+    checked = CheckedStore(store)
+    if not recheck:
+        try:
+            name = read(store, ref).manifest
+            get_manifest(store, name)
+            return Root(str(ref), name, 0)
+        except NotFoundError:
+            pass
+    report = convert(f"dir:{root}", ref, checked if recheck else store, jobs=jobs, progress=progress)
+    return Root(str(ref), report.manifest, report.new_bytes, len(checked.healed))
 
 
 def _identity(root: Path) -> str:

@@ -7,20 +7,16 @@ path, size and time and the boot of the kernel; a file that cannot be read is as
 import json
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 from imagefs.errors import ImageFSError, UnsupportedError, UsageError
 from snapshotstore.checkpoint.base import Checkpointer, Engine
-from snapshotstore.checkpoint.criu import Criu
-from snapshotstore.checkpoint.runsc import Runsc
 
 NAMES: Final = ("runsc", "criu")
 """In the order in which they are preferred: gVisor isolates more."""
 
-_MAKE: Final[dict[str, Callable[[Path], Checkpointer]]] = {"runsc": Runsc, "criu": Criu}
 _FILE: Final = "engines.json"
 _BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
 
@@ -32,6 +28,11 @@ class Engines:
         """Nothing is looked for yet."""
         self._file = runtime / _FILE
         self._found: dict[str, tuple[Checkpointer, Engine]] = {}
+
+    def close(self) -> None:
+        """Let go of what engines have prepared."""
+        for engine, _ in self._found.values():
+            engine.close()
 
     def working(self, wanted: str = "auto") -> list[tuple[Checkpointer, Engine]]:
         """Return the engines that work here, the preferred first; ``UnsupportedError`` with the reasons if none does."""
@@ -47,9 +48,12 @@ class Engines:
             raise UnsupportedError(f"no engine works here: {'; '.join(reasons)}", hint="`imagefs snapshot doctor` says what is missing")
         return found
 
-    def every(self) -> dict[str, Checkpointer]:
-        """Return all engines by name, whether or not they are here and work: to take away what they once ran."""
-        return {name: make(Path(shutil.which(name) or name)) for name, make in _MAKE.items()}
+    @staticmethod
+    def named(name: str) -> Checkpointer:
+        """Return an engine, whether or not it is here and works: to take away what it once ran. ``KeyError`` if there is none such."""
+        if name not in NAMES:
+            raise KeyError(name)
+        return _made(name, Path(shutil.which(name) or name))
 
     def _one(self, name: str) -> tuple[Checkpointer, Engine]:
         if name not in self._found:
@@ -57,13 +61,11 @@ class Engines:
             if path is None:
                 raise UnsupportedError(f"there is no {name} on PATH")
             program = Path(path).resolve()
-            engine = _MAKE[name](program)
             known = self._kept(program)
+            engine = _made(name, program, known)
             if known is None:
                 known = engine.probe()
                 self._keep(program, known)
-            elif isinstance(engine, Runsc):
-                engine.trust(known)
             self._found[name] = engine, known
         return self._found[name]
 
@@ -89,6 +91,20 @@ class Engines:
             new.replace(self._file)
         except OSError:  # It is looked for again.
             new.unlink(missing_ok=True)
+
+
+def _made(name: str, program: Path, found: Engine | None = None) -> Checkpointer:
+    """Return an engine, with what was found before. The code of one is loaded when it is used: a call uses one of them."""
+    if name == "criu":
+        from snapshotstore.checkpoint.criu import Criu  # noqa: PLC0415
+
+        return Criu(program)
+    from snapshotstore.checkpoint.runsc import Runsc  # noqa: PLC0415
+
+    engine = Runsc(program)
+    if found is not None:
+        engine.trust(found)
+    return engine
 
 
 def _boot() -> str:

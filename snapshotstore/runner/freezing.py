@@ -27,7 +27,7 @@ class Frozen:
     """The files of a checkpoint, in ``folder``, of ``program``, made by ``engine`` after a start that took ``cold`` seconds.
 
     ``source`` is the manifest of the source tree, in hex; ``ready`` what the program said of itself, if it did.
-    ``alone``: a member of its lineage could not be restored, so that the pages of that are not to be relied on.
+    ``recheck``: a member of its lineage could not be restored, so that what the store has of that is not to be relied on unread.
     """
 
     folder: Path
@@ -36,7 +36,7 @@ class Frozen:
     source: str
     cold: float
     ready: Ready | None
-    alone: bool = False
+    recheck: bool = False
 
 
 def push(store: ObjectStore, frozen: Frozen) -> "PushReport":
@@ -45,7 +45,7 @@ def push(store: ObjectStore, frozen: Frozen) -> "PushReport":
 
     record = record_of(frozen)
     variant = f"{frozen.engine.name}-{digest_of(repr(record.cpu).encode()).hex()[:_TAG_DIGITS]}"
-    return repository.push(store, frozen.folder, record, Ref(frozen.program.name, variant), alone=frozen.alone)
+    return repository.push(store, frozen.folder, record, Ref(frozen.program.name, variant), recheck=frozen.recheck)
 
 
 def record_of(frozen: Frozen) -> Record:

@@ -12,7 +12,7 @@ from typing import Final
 
 from imagefs import syscalls
 from imagefs.config import Config
-from imagefs.daemon import client
+from imagefs.daemon import mounting
 from imagefs.errors import ImageFSError, MountError
 from imagefs.mount.bind import unmount
 from snapshotstore.checkpoint.criu_root import layers_of
@@ -32,6 +32,7 @@ class Mounts:
         self._lock = threading.Lock()
         self._locks: dict[str, threading.Lock] = {}
         self._mounted: dict[str, Path] = {}
+        self._damage = 0
 
     def manifest(self, name: str, *, mode: str | None = None, label: str = "") -> Path:
         """Mount the manifest ``name``, in hex, unless it is; return where. ``mode``: that of the daemon's ``mount``."""
@@ -41,12 +42,17 @@ class Mounts:
             place = self._folder / name[:32]
             place.mkdir(mode=0o700)
             try:
-                client.mount(self._config, mountpoint=place, manifest=name, mode=mode, label=label)
+                mounting.mount(self._config, mountpoint=place, manifest=name, mode=mode, label=label)
             except BaseException:
-                place.rmdir()
+                with contextlib.suppress(OSError):  # why it was not mounted says more
+                    place.rmdir()
                 raise
             self._mounted[name] = place
             return place
+
+    def has(self, *names: str) -> bool:
+        """Say whether all of these manifests, in hex, are mounted."""
+        return self._mounted.keys() >= set(names)
 
     def stacked(self, top: str, root: str) -> Path:
         """Return where the tree ``top`` lies over the image ``root``, both manifests in hex and mounted already: read-only."""
@@ -59,6 +65,15 @@ class Mounts:
             _mount_over(self._mounted[top], self._mounted[root], place)
             self._mounted[name] = place
             return place
+
+    def has_met_damage(self) -> bool:
+        """Say whether the daemon has found something damaged since this was asked last, or ever, the first time. ``DaemonError``."""
+        from imagefs.daemon import client  # noqa: PLC0415 # asked when something went wrong, and not before
+
+        found = int(client.stats(self._config)["verify_failures"])
+        with self._lock:
+            before, self._damage = self._damage, found
+        return found > before
 
     def _of(self, name: str) -> threading.Lock:
         with self._lock:
@@ -73,7 +88,7 @@ class Mounts:
                 if "-" in name:
                     unmount(place, lazy=True)
                 else:
-                    client.umount(self._config, place, lazy=True)
+                    mounting.umount(self._config, place, lazy=True)
                 place.rmdir()
             except (ImageFSError, OSError) as error:
                 failed.append(f"{place}: {error}")

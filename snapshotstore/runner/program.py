@@ -12,8 +12,7 @@ from typing import Any, Final
 from imagefs.digest import digest_of
 from imagefs.errors import UsageError
 from snapshotstore.checkpoint import bundle
-from snapshotstore.checkpoint.base import Bind, Engine, Sandbox
-from snapshotstore.checkpoint.criu_probe import ANY_USER
+from snapshotstore.checkpoint.base import ANY_USER, Bind, Engine, Sandbox
 from snapshotstore.manifest import key_of
 from snapshotstore.runner.entry import Entry
 from snapshotstore.runner.source import AGENT, APP, REPLICA, slug

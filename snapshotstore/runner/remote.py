@@ -4,6 +4,7 @@ Its mounts stay for the next call, and what is frozen is published in the backgr
 that this one forks has a runner of its own.
 """
 
+import concurrent.futures.thread  # noqa: F401 # it ends its pools when a process ends, and before what was registered earlier
 import os
 import sys
 import threading
@@ -40,7 +41,7 @@ class _Shared:
             publishing = threading.Thread(target=_publish, args=(runner,), name="publishing")
             publishing.start()
             with self._lock:
-                self._publishing.append(publishing)
+                self._publishing = [*(thread for thread in self._publishing if thread.is_alive()), publishing]
         return answer
 
     def close(self) -> None:

@@ -10,7 +10,6 @@ What does not live here: sandboxes and engines (``program``), and who is called 
 import contextlib
 import json
 import os
-import secrets as random
 import select
 import socket
 import stat
@@ -82,21 +81,28 @@ class Replica:
             time.sleep(_LOOK)
         return Ready(*(str(found.get(name, ""))[:_VERSION_MAX] for name in Ready._fields))
 
-    def become(self, *, restored: bool, environment: Mapping[str, str], secrets: Mapping[str, str], deadline: float) -> None:
-        """Tell the program what it is to be, and wait until it has connected. Errors as of :meth:`until_ready`."""
-        until = time.monotonic() + deadline
+    def tell(self, *, restored: bool, environment: Mapping[str, str], secrets: Mapping[str, str]) -> None:
+        """Tell the program what it is to be: one that is ready, or one that is about to be restored, which finds it then."""
         told = {"restored": restored, "environment": dict(environment), "secrets": dict(secrets), "socket": f"{self._inside}/{_SOCKET}"}
         try:
             (self._folder / agent.STATE).unlink(missing_ok=True)
             self._tell(agent.REPLICA, told)
         except (IsADirectoryError, PermissionError) as error:
             raise ProgramError(f"the program has made {error.filename2 or error.filename} a directory") from error
+
+    def until_answers(self, *, deadline: float) -> None:
+        """Wait until the program that was told what it is to be has connected. Errors as of :meth:`until_ready`."""
+        until = time.monotonic() + deadline
         try:
             while not select.select([self._listener], [], [], 0.05)[0]:
                 self._check(self._state(), until, "answered")
             self._connection = self._listener.accept()[0]
         finally:
             (self._folder / agent.REPLICA).unlink(missing_ok=True)
+
+    def check_failed(self) -> None:
+        """Raise what the program said of itself, if it said that it failed: ``ProgramError``."""
+        _check_failed(self._state())
 
     def call(self, method: str, args: list[Any], named: dict[str, Any], *, deadline: float) -> Any:
         """Return what the method answers. ``ProgramError`` for what it raises, and if the program ends instead; ``DeadlineError``."""
@@ -119,7 +125,7 @@ class Replica:
 
     def _tell(self, name: str, told: Mapping[str, Any]) -> None:
         """Write a file that the program finds whole. It cannot make this one write elsewhere: the file is new, whatever is there."""
-        new = self._folder / f".{random.token_hex(8)}"
+        new = self._folder / f".{os.urandom(8).hex()}"
         descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             with os.fdopen(descriptor, "w", encoding="ascii") as file:
@@ -148,9 +154,7 @@ class Replica:
 
     def _check(self, found: Mapping[str, Any], until: float, what: str) -> None:
         """Raise if there is nothing more to wait for."""
-        if found.get("state") == "failed":
-            raised = _raised(found.get("error"))
-            raise ProgramError(raised["message"] or "the program failed", traceback=raised["traceback"])
+        _check_failed(found)
         if time.monotonic() > until:
             raise DeadlineError(f"the deadline passed before the program {what}")
         if not self._is_alive():
@@ -160,6 +164,12 @@ class Replica:
             silent = time.time() - (self._folder / agent.ALIVE).lstat().st_mtime
             if silent > BEAT_SECONDS:
                 raise ProgramError(f"nothing was heard of the program for {silent:.0f} s before it {what}")
+
+
+def _check_failed(found: Mapping[str, Any]) -> None:
+    if found.get("state") == "failed":
+        raised = _raised(found.get("error"))
+        raise ProgramError(raised["message"] or "the program failed", traceback=raised["traceback"])
 
 
 def _receive(connection: socket.socket, until: float) -> bytearray | None:

@@ -13,12 +13,13 @@ Its methods may be called from several threads.
 """
 
 import contextlib
+import errno
 import json
+import os
 import shutil
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -30,6 +31,7 @@ from imagefs.store.base import ObjectStore
 from imagefs.store.images import get_manifest
 from imagefs.store.opening import open_store
 from imagefs.store.refs import resolve
+from snapshotstore.at_once import at_once
 from snapshotstore.checkpoint.base import Checkpointer, Engine
 from snapshotstore.listing import Snapshot
 from snapshotstore.runner import source as sources
@@ -41,13 +43,14 @@ from snapshotstore.runner.freezing import Frozen, push
 from snapshotstore.runner.mounts import Mounts
 from snapshotstore.runner.program import Program, program_of
 from snapshotstore.runner.starting import Given, Started, Starter, ended_on_error
-from snapshotstore.runner.workplace import ReplicaPlace, Workplace
+from snapshotstore.runner.workplace import ReplicaPlace, Workplace, host_errors
 
 if TYPE_CHECKING:
     from snapshotstore.repository import PushReport
 
 CALL_SECONDS: Final = 600.0
 _ENDING_MAX: Final = 8
+_UNREADABLE: Final = os.strerror(errno.EIO)
 KNOWN_SECONDS: Final = 60.0
 """For how long what the store has of a service is not asked again."""
 
@@ -99,7 +102,7 @@ class Runner:
     ) -> None:
         """``engine``: one of ``engines.NAMES``, or ``auto``. Without ``snapshots`` each start is cold. ``image``: not the service's own.
 
-        ``fresh``: nothing is restored, and each start makes a new snapshot in place of one that may be there.
+        ``fresh``: nothing is restored, and each start makes a new snapshot in place of one that may be there, and may be damaged.
         """
         self._config = config
         self._snapshots = snapshots
@@ -110,12 +113,17 @@ class Runner:
         self._place = Workplace(config.runtime, config.cache)
         self.mounts = Mounts(config, self._place.mounts)
         self._lock = threading.Lock()
+        self._beginning = threading.Lock()
+        self._looking: dict[tuple[str, Path], threading.Lock] = {}
         self._store: ObjectStore | None = None
         self._known: dict[tuple[str, Path], Known] = {}
         self._stamps: dict[tuple[str, Path], bytes] = {}
+        self._changes = 0
         self._broken: dict[str, str] = {}
+        self._doubted: set[str] = set()
         self._frozen: list[Frozen] = []
         self._ending: list[threading.Thread] = []
+        self._left: list[str] = []
         self.pushed: list[PushReport] = []
         """What was published so far."""
         self._swept = False
@@ -133,8 +141,12 @@ class Runner:
             notes = self.publish()
         finally:
             failed = self.mounts.close()
+            self._engines.close()
             self._place.close()
-        return notes + failed
+            if self._store is not None:
+                self._store.close()
+                self._store = None
+        return [*notes, *self._left, *failed]
 
     def call(
         self,
@@ -162,7 +174,7 @@ class Runner:
         with made.clock.stage("resolve"):
             known = self.look(entry)
         started, how, reason = self._start(known, given, made)
-        with made.clock.stage("call"), ended_on_error(started):
+        with made.clock.stage(timeline.CALL), ended_on_error(started), self._doubting(known, how):
             result = started.replica.call(method, args, dict(named), deadline=timeout)
         self._end(started)
         snapshot = known.snapshot.name if known.snapshot is not None and how == RESTORED else None
@@ -185,11 +197,18 @@ class Runner:
 
     def _end(self, started: Started) -> None:
         """Let a replica end by itself: its caller has its answer, and need not wait for that."""
-        ending = threading.Thread(target=started.close, name="ending")
+        ending = threading.Thread(target=self._close, args=(started,), name="ending")
         ending.start()
         with self._lock:
             self._ending.append(ending)
         self._settle(_ENDING_MAX)
+
+    def _close(self, started: Started) -> None:
+        try:
+            started.close()
+        except (ImageFSError, OSError) as error:
+            with self._lock:
+                self._left.append(f"{started.sandbox.name} is left: {getattr(error, 'message', error)}")
 
     def _settle(self, most: int) -> None:
         """Wait until at most ``most`` replicas are ending."""
@@ -209,39 +228,58 @@ class Runner:
         # Looked at before the files are read: what changes meanwhile is read by the next call.
         stamp = sources.stamp(entry.folder)
         with self._lock:
-            known = self._known.get(key)
-            if known is None or known.until < time.monotonic() or self._stamps[key] != stamp:
-                known = self._known[key] = self._look(entry)
+            looking = self._looking.setdefault(key, threading.Lock())
+        # Of one service once, whoever asks; nobody else waits for a store that does not answer.
+        with looking:
+            with self._lock:
+                known, changes = self._known.get(key), self._changes
+                is_same = known is not None and self._stamps[key] == stamp
+            if known is not None and is_same and time.monotonic() < known.until:
+                return known
+            try:
+                found = self._look(entry)
+            except ImageFSError as error:
+                if known is None or not is_same or not error.retryable:
+                    raise
+                # The store is away: what was known of it, this host may have all of.
+                found = replace(known, until=time.monotonic() + KNOWN_SECONDS)
+            with self._lock:
+                # What this runner has published or given up meanwhile may not have been seen: then the next call looks again.
+                self._known[key] = found if changes == self._changes else replace(found, until=0.0)
                 self._stamps[key] = stamp
-            return known
+            return found
 
     def _look(self, entry: Entry) -> Known:
         """Look up what the store has of a service."""
-        engines = self._engines.working(self._wanted)
-        if not self._swept:
-            self._place.sweep(self._engines.every())
-            self._swept = True
-        store = self._opened()
+        with self._beginning:
+            engines = self._engines.working(self._wanted)
+            if not self._swept:
+                with host_errors():
+                    self._place.sweep(self._engines.named)
+                self._swept = True
+            store = self._opened()
         tree = sources.read_tree(entry.folder)
         image = resolve(store, self._image or entry.settings.image)
         config = get_manifest(store, image).config
         program = program_of(entry, image=image, config=config, source_digest=tree.digest, given=environment())
-        with ThreadPoolExecutor(1, thread_name_prefix="source") as pool:
-            # At once with the next questions: each is a way to the store and back.
-            source = pool.submit(sources.publish, store, tree, entry.settings.app)
+
+        def chosen() -> Chosen:
             if not self._snapshots:
-                chosen = Chosen(None, engines[0], "snapshots are turned off")
-            elif not entry.settings.enable_memory_snapshot:
-                chosen = Chosen(None, engines[0], "the service does not ask for snapshots (enable_memory_snapshot)")
-            elif self._fresh:
-                chosen = Chosen(None, engines[0], "a new snapshot is wanted")
-            else:
-                chosen = choose(store, program, engines, self._broken)
-            return Known(program, source.result(), chosen.snapshot, chosen.engine, chosen.reason, time.monotonic() + KNOWN_SECONDS)
+                return Chosen(None, engines[0], "snapshots are turned off")
+            if not entry.settings.enable_memory_snapshot:
+                return Chosen(None, engines[0], "the service does not ask for snapshots (enable_memory_snapshot)")
+            if self._fresh:
+                return Chosen(None, engines[0], "a new snapshot is wanted")
+            return choose(store, program, engines, self._broken)
+
+        # Each question is a way to the store and back.
+        source, choice = at_once(lambda: sources.publish(store, tree, entry.settings.app), chosen)
+        return Known(program, source, choice.snapshot, choice.engine, choice.reason, time.monotonic() + KNOWN_SECONDS)
 
     def _opened(self) -> ObjectStore:
         if self._store is None:
-            self._store = open_store(self._config.store)
+            # A snapshot is a core dump, whoever calls, and whatever its umask.
+            self._store = open_store(self._config.store, private=True)
         return self._store
 
     # -- a replica ------------------------------------------------------------------------------------------------------------------------
@@ -262,38 +300,72 @@ class Runner:
             made.clock.seconds = {"failed restore": round(seconds[0], 4)}
             if not was_hook:
                 self._forget(known, reason)
-        with _timed() as seconds:
-            started = starter.cold(self.replica_place(known), given, made.clock)
+        with _timed() as seconds, host_errors():
+            try:
+                started = starter.cold(self.replica_place(known), given, made.clock)
+            except ImageFSError:
+                if (source := self._healed(known)) is None:
+                    raise
+                known = replace(known, source=source)
+                starter = Starter(self.mounts, known.program, source, *known.engine)
+                started = starter.cold(self.replica_place(known), given, made.clock)
         try:
             if self._snapshots and known.program.entry.settings.enable_memory_snapshot:
                 self._freeze(starter, started, known, seconds[0], made)
         except BaseException:
             started.end()
             raise
-        return starter.serve(started, given, made.clock), COLD, reason
+        with host_errors():
+            return starter.serve(started, given, made.clock), COLD, reason
 
     def replica_place(self, known: Known) -> ReplicaPlace:
         """Make a place for a replica of a service."""
         return self._place.replica(sources.slug(known.program.entry.settings.app), known.engine[1].name)
 
+    def _healed(self, known: Known) -> str | None:
+        """Return the manifest of the source tree, if the store's was damaged, and is written again from this host's; else None."""
+        entry = known.program.entry
+        with contextlib.suppress(ImageFSError, OSError):  # why it did not start says more
+            return sources.heal(self._opened(), known.source, entry.folder, entry.settings.app)
+        return None
+
+    @contextlib.contextmanager
+    def _doubting(self, known: Known, how: str) -> Iterator[None]:
+        """Do not restore a snapshot again whose program could not read, or ended, at a call, if the daemon has met damage."""
+        try:
+            yield
+        except ProgramError as error:
+            is_suspect = how == RESTORED and (_UNREADABLE in error.message or not error.traceback)
+            with contextlib.suppress(ImageFSError):
+                if known.snapshot is not None and is_suspect and self.mounts.has_met_damage():
+                    self._forget(known, f"{error.message}, and something was found damaged")
+                    ref = known.snapshot.ref
+                    error.hint = f"`imagefs snapshot verify {ref}` says whether it is damaged, and `run --fresh` makes it again"
+            raise
+
     def _forget(self, known: Known, reason: str) -> None:
-        """Do not restore a snapshot again that failed here."""
+        """Do not restore a snapshot again that failed here, and rely on nothing that the store has of it when the next one is pushed."""
         with self._lock:
+            self._doubted.add(known.program.key)
             if known.snapshot is not None:
                 self._broken[known.snapshot.name] = reason
+            self._changes += 1
             self._known.pop((known.program.entry.target, known.program.entry.folder), None)
 
     def _freeze(self, starter: Starter, started: Started, known: Known, cold: float, made: _Call) -> None:
         """Freeze a replica at the boundary. What is in the way of that is a note."""
-        folder = self._place.checkpoint()
+        folder = None
         try:
+            folder = self._place.checkpoint()
             starter.freeze(started, folder, made.clock)
         except (ImageFSError, OSError) as error:
             made.notes.append(f"no snapshot was made: {getattr(error, 'message', error)}")
-            shutil.rmtree(folder, ignore_errors=True)
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
             return
         with self._lock:
-            self._frozen.append(Frozen(folder, known.program, known.engine[1], known.source, cold, started.ready, alone=made.has_failed))
+            recheck = self._fresh or known.program.key in self._doubted
+            self._frozen.append(Frozen(folder, known.program, known.engine[1], known.source, cold, started.ready, recheck=recheck))
 
     # -- afterwards -----------------------------------------------------------------------------------------------------------------------
 
@@ -316,6 +388,9 @@ class Runner:
         self.pushed.append(push(self._opened(), frozen))
         entry = frozen.program.entry
         with self._lock:
+            if frozen.recheck:
+                self._doubted.discard(frozen.program.key)
+            self._changes += 1
             self._known.pop((entry.target, entry.folder), None)
 
 

@@ -11,15 +11,16 @@ import os
 import re
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import snapshotstore
 from imagefs.digest import digest_of
-from imagefs.errors import LimitError, NotFoundError, UsageError
-from imagefs.store.base import ObjectStore
+from imagefs.errors import IntegrityError, LimitError, NotFoundError, UsageError
+from imagefs.store.base import ObjectStore, blob_key, pack_key
+from imagefs.store.images import get_blob, get_manifest
 from imagefs.store.refs import Ref, read
 from snapshotstore.manifest import key_of
 
@@ -79,19 +80,57 @@ def stamp(folder: Path) -> bytes:
     return digest_of(repr(seen).encode(errors="surrogateescape"))
 
 
-def publish(store: ObjectStore, tree: SourceTree, app: str) -> str:
-    """Return the manifest of the tree, in hex, which is put into the store if it is not there."""
+def publish(store: ObjectStore, tree: SourceTree, app: str, *, recheck: bool = False) -> str:
+    """Return the manifest of the tree, in hex, which is put into the store if it is not there; with ``recheck``, or damaged there."""
     ref = Ref.parse(f"sources/{slug(app)}:{tree.digest[:32]}")
-    try:
-        return read(store, ref).manifest
-    except NotFoundError:
-        pass
-    from imagefs.convert.convert import convert  # noqa: PLC0415 # which a source that is there need not wait for
+    if not recheck:
+        with suppress(NotFoundError):
+            return read(store, ref).manifest
+    # Which a source that is there need not wait for.
+    import tempfile  # noqa: PLC0415
 
+    from imagefs.convert.convert import convert  # noqa: PLC0415
+    from imagefs.store.checked import CheckedStore  # noqa: PLC0415
+
+    if recheck:
+        store = CheckedStore(store)
     with tempfile.TemporaryDirectory(prefix="imagefs-source-") as name:
         folder = Path(name) / "tree"
         _lay_out(tree, folder)
         return convert(f"dir:{folder}", ref, store, jobs=1).manifest
+
+
+def heal(store: ObjectStore, manifest: str, folder: Path, app: str) -> str | None:
+    """Put the tree of ``folder`` into the store again, if what that has as ``manifest``, in hex, is damaged; return its manifest then.
+
+    It can be read when this returns. Raises what :func:`read_tree` and a store that is not well raise.
+    """
+    if _is_whole(store, manifest):
+        return None
+    made = publish(store, read_tree(folder), app, recheck=True)
+    import time  # noqa: PLC0415
+
+    from imagefs.cache.flights import BAD_SECONDS  # noqa: PLC0415
+
+    time.sleep(BAD_SECONDS)  # so long a daemon refuses what it has found damaged
+    return made
+
+
+def _is_whole(store: ObjectStore, manifest: str) -> bool:
+    # Which is asked of what could not be started.
+    from imagefs.format.objectmap import ObjectMap  # noqa: PLC0415
+    from imagefs.store.checked import CheckedStore  # noqa: PLC0415
+
+    checked = CheckedStore(store)
+    try:
+        found = get_manifest(checked, manifest)
+        checked.head(blob_key(found.tree.digest))
+        objects = ObjectMap(get_blob(checked, found.objects.digest, found.objects.size))
+        for number in range(objects.pack_count):
+            checked.head(pack_key(objects.pack(number).digest.hex()))
+    except (NotFoundError, IntegrityError):
+        return False
+    return True
 
 
 def slug(app: str) -> str:

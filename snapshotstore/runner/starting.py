@@ -6,15 +6,15 @@ nothing in the replica's place.
 What does not live here: which snapshot is restored, and what becomes of what was frozen (``runner``).
 """
 
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from imagefs.convert.stages import Clock
 from imagefs.errors import ImageFSError, ProgramError
+from snapshotstore.at_once import at_once
 from snapshotstore.checkpoint.base import LAYER, Checkpointer, Engine, Sandbox
 from snapshotstore.listing import Snapshot
 from snapshotstore.runner.mounts import Mounts
@@ -86,22 +86,19 @@ class Starter:
 
     def restore(self, snapshot: Snapshot, place: ReplicaPlace, given: Given, clock: Clock) -> Started:
         """Restore a replica from a snapshot, and wait until it answers. Errors of the engine, the store and the program."""
-        return self._become(self.revive(snapshot, place, given, clock), given, clock, restored=True)
+        # It is told what it is to be before it runs: it finds that when it looks for the first time, while the engine puts things away.
+        return self._answering(self._revived(snapshot, place, given, clock, is_told=True), clock)
 
     def revive(self, snapshot: Snapshot, place: ReplicaPlace, given: Given, clock: Clock) -> Started:
         """Restore a replica from a snapshot as it was frozen: it can be frozen again. Errors of the engine and the store."""
-        with clock.stage("mount"):
-            images = self._mount(snapshot)
-        with clock.stage("engine"):
-            layer = (images / LAYER,) if (images / LAYER).is_dir() else ()
-            return self._sandboxed(place, given, layer, lambda sandbox: self._engine.restore(sandbox, images, deadline=RESTORE_SECONDS))
+        return self._revived(snapshot, place, given, clock, is_told=False)
 
     def cold(self, place: ReplicaPlace, given: Given, clock: Clock) -> Started:
         """Start a replica, and wait until it can be frozen. Errors of the engine and the program."""
-        with clock.stage("mount"):
+        with clock.stage("mount"), _unused_on_error(place):
             self._mount(None)
         with clock.stage("start"):
-            started = self._sandboxed(place, given, (), lambda sandbox: self._engine.start(sandbox, deadline=_START_SECONDS))
+            started = self._sandboxed(place, given, (), lambda made: self._engine.start(made.sandbox, deadline=_START_SECONDS))
             with ended_on_error(started):
                 started.ready = started.replica.until_ready(deadline=READY_SECONDS)
         return started
@@ -113,47 +110,86 @@ class Starter:
 
     def serve(self, started: Started, given: Given, clock: Clock) -> Started:
         """Let a replica that is ready be one that answers."""
-        return self._become(started, given, clock, restored=False)
+        with ended_on_error(started):
+            self._tell(started, given, restored=False)
+        return self._answering(started, clock)
 
     # -- parts ----------------------------------------------------------------------------------------------------------------------------
 
     def _mount(self, snapshot: Snapshot | None) -> Path:
         """Mount image, source tree and snapshot; return where the last is. They are mounted at once, as each waits for the store."""
-        with ThreadPoolExecutor(3, thread_name_prefix="mount") as pool:
+        mounts = self._mounts
+        if not mounts.has(self._program.image, self._source, *(() if snapshot is None else (snapshot.name,))):
+            self._engine.prepare()
+        _, _, images = at_once(
             # A restore needs little of the image, and other things than a start: what is fetched ahead is what restores have read.
-            image = pool.submit(self._mounts.manifest, self._program.image, label="" if snapshot is None else RESTORES)
+            lambda: mounts.manifest(self._program.image, label="" if snapshot is None else RESTORES),
             # In FUSE mode: its files may be mapped, and CRIU cannot tell where those of an overlay on an overlay are.
-            source = pool.submit(self._mounts.manifest, self._source, mode="fuse")
-            images = None if snapshot is None else self._mounts.manifest(snapshot.name, mode="fuse")
-            image.result()
-            source.result()
-        if self._found.name == "runsc":
-            self._mounts.stacked(self._source, self._program.image)
-        return Path() if images is None else images
-
-    def _sandboxed(self, place: ReplicaPlace, given: Given, layer: tuple[Path, ...], begin: Callable[[Sandbox], Any]) -> Started:
-        """Have a program begin in a sandbox."""
-        if self._found.name == "runsc":
-            root, lower = self._mounts.stacked(self._source, self._program.image), layer
-        else:
-            root, lower = self._mounts.manifest(self._program.image), (*layer, self._mounts.manifest(self._source, mode="fuse"))
-        sandbox = replace(
-            self._program.sandbox(self._found, name=place.name, home=place.home, root=root, lower=lower, output=place.output),
-            network=given.network,
-            cgroup=given.cgroup,
+            lambda: mounts.manifest(self._source, mode="fuse"),
+            lambda: Path() if snapshot is None else mounts.manifest(snapshot.name, mode="fuse"),
         )
-        replica = Replica(place.home / "replica", sandbox.binds[0].target, lambda: self._engine.is_alive(sandbox))
+        if self._found.name == "runsc":
+            mounts.stacked(self._source, self._program.image)
+        return Path(images)
+
+    def _revived(self, snapshot: Snapshot, place: ReplicaPlace, given: Given, clock: Clock, *, is_told: bool) -> Started:
+        """Restore a replica from a snapshot; ``is_told``: what it is to be."""
+        with clock.stage("mount"), _unused_on_error(place):
+            images = self._mount(snapshot)
+
+        def begin(started: Started) -> None:
+            if is_told:
+                self._tell(started, given, restored=True)
+            try:
+                self._engine.restore(started.sandbox, images, deadline=RESTORE_SECONDS)
+            except ImageFSError:
+                # One whose hook fails ends at once, and the engine may find nothing but that. What it says of itself says more.
+                started.replica.check_failed()
+                raise
+
+        with clock.stage("engine"):
+            layer = (images / LAYER,) if (images / LAYER).is_dir() else ()
+            return self._sandboxed(place, given, layer, begin)
+
+    def _sandboxed(self, place: ReplicaPlace, given: Given, layer: tuple[Path, ...], begin: Callable[[Started], None]) -> Started:
+        """Have a program begin in a sandbox."""
+        with _unused_on_error(place):
+            if self._found.name == "runsc":
+                root, lower = self._mounts.stacked(self._source, self._program.image), layer
+            else:
+                root, lower = self._mounts.manifest(self._program.image), (*layer, self._mounts.manifest(self._source, mode="fuse"))
+            sandbox = replace(
+                self._program.sandbox(self._found, name=place.name, home=place.home, root=root, lower=lower, output=place.output),
+                network=given.network,
+                cgroup=given.cgroup,
+            )
+            replica = Replica(place.home / "replica", sandbox.binds[0].target, lambda: self._engine.is_alive(sandbox))
         started = Started(self._engine, sandbox, replica, place)
         with ended_on_error(started):
             replica.provide(given.environment)
-            begin(sandbox)
+            begin(started)
         return started
 
-    def _become(self, started: Started, given: Given, clock: Clock, *, restored: bool) -> Started:
+    def _tell(self, started: Started, given: Given, *, restored: bool) -> None:
+        """Say to a program what it is to be."""
+        started.replica.tell(restored=restored, environment={**self._program.environment, **given.environment}, secrets=given.secrets)
+
+    @staticmethod
+    def _answering(started: Started, clock: Clock) -> Started:
+        """Wait until a program that was told what it is to be answers."""
         with clock.stage("hooks"), ended_on_error(started):
-            environment = {**self._program.environment, **given.environment}
-            started.replica.become(restored=restored, environment=environment, secrets=given.secrets, deadline=SERVING_SECONDS)
+            started.replica.until_answers(deadline=SERVING_SECONDS)
         return started
+
+
+@contextmanager
+def _unused_on_error(place: ReplicaPlace) -> Iterator[None]:
+    """Take a place away in which nothing ran yet, if what is done within fails."""
+    try:
+        yield
+    except BaseException:
+        place.close()
+        raise
 
 
 class ended_on_error:  # noqa: N801 - read as a statement

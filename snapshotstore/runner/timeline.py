@@ -12,6 +12,9 @@ from typing import Final
 import msgspec
 
 SUFFIX: Final = ".json"
+CALL: Final = "call"
+"""The stage that is the method's own."""
+
 _FILE_MAX: Final = 1 << 20
 
 
@@ -58,3 +61,14 @@ def restore_of(logs: Path, manifest: str, began: float, seconds: float) -> Timel
     """Return the restore of the snapshot ``manifest``, in hex, that began nearest to ``began``, and at most ``seconds`` from it."""
     restores = [one for one in kept(logs) if one.snapshot == manifest and abs(one.began - began) <= seconds]
     return min(restores, key=lambda one: abs(one.began - began), default=None)
+
+
+def measured(logs: Path, manifest: str) -> tuple[int, float | None]:
+    """Return how many restores of the snapshot ``manifest``, in hex, are kept, and the median of what they took; None without any.
+
+    In seconds, from a call to a replica that is ready for it. It is in no record: those are immutable, and each host has its own figures.
+    """
+    import statistics  # noqa: PLC0415 # which takes longer to load than a call takes to be kept
+
+    ready = [sum(one.stages.values()) - one.stages.get(CALL, 0.0) for one in kept(logs) if one.snapshot == manifest]
+    return len(ready), round(statistics.median(ready), 4) if ready else None

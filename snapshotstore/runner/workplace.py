@@ -6,17 +6,17 @@ none is taken for dead before it is locked. Logs are bounded in number, the olde
 """
 
 import contextlib
+import errno
 import fcntl
 import os
-import secrets
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
 from imagefs.digest import digest_of
-from imagefs.errors import AccessError, ImageFSError
+from imagefs.errors import AccessError, ImageFSError, StoreFullError
 from imagefs.mount.bind import unmount
 from imagefs.mount.mountinfo import read_mounts
 from snapshotstore.checkpoint.base import Checkpointer, Sandbox
@@ -27,6 +27,22 @@ _LOGS: Final = "logs"
 _LOCK: Final = "lock"
 _CHECKPOINTS: Final = "-checkpoints"
 _ENGINE: Final = "engine"
+_FULL: Final = {errno.ENOSPC, errno.EDQUOT}
+
+
+@contextlib.contextmanager
+def host_errors() -> Iterator[None]:
+    """Make an error of ours of what the directories of this host have to say: they are full, or cannot be used."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename2 or error.filename or "its directories"
+        if error.errno in _FULL:
+            raise StoreFullError(
+                f"this host has no room for a program to run: {where}: {error.strerror}",
+                hint="free some space there, or use another --runtime and --cache",
+            ) from error
+        raise AccessError(f"cannot use {where}: {error.strerror or error}", hint="check --runtime and --cache") from error
 
 
 class Workplace:
@@ -37,38 +53,43 @@ class Workplace:
         self._runners = runtime / _RUNNERS
         self.logs = runtime / _LOGS
         self._checkpoints = cache.with_name(cache.name + _CHECKPOINTS)
-        try:
+        with host_errors():
             for folder in (runtime, cache.parent):
                 folder.mkdir(parents=True, exist_ok=True)
             for folder in (self._runners, self.logs, self._checkpoints):
                 folder.mkdir(mode=0o700, exist_ok=True)
             # Several runtime directories may have one cache: each looks after what is its own there.
             self._mine = f"{digest_of(os.fsencode(os.path.realpath(runtime))).hex()[:8]}-"
-            self.name = secrets.token_hex(6)
+            self.name = os.urandom(6).hex()
             self.folder = self._runners / self.name
             with _alone(self._runners):
                 self.folder.mkdir(mode=0o700)
                 self._lock = _locked(self.folder)
-        except OSError as error:
-            raise AccessError(f"cannot use {error.filename}: {error.strerror}", hint="check --runtime and --cache") from error
-        self.mounts = self.folder / "mounts"
-        self.mounts.mkdir(mode=0o700)
+            self.mounts = self.folder / "mounts"
+            self.mounts.mkdir(mode=0o700)
 
     def replica(self, app: str, engine: str) -> "ReplicaPlace":
-        """Make a place for a replica of ``app`` that ``engine`` runs, and its log."""
-        name = f"r-{self.name}-{secrets.token_hex(4)}"
+        """Make a place for a replica of ``app`` that ``engine`` runs, and its log. ``StoreFullError``, ``AccessError``."""
+        name = f"r-{self.name}-{os.urandom(4).hex()}"
         home = self.folder / name
-        for folder in (home, home / "state", home / "replica"):
-            folder.mkdir(mode=0o700)
-        (home / _ENGINE).write_text(engine)
         stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
-        self._prune()
-        return ReplicaPlace(name, home, self.logs / f"{app}-{stamp}-{name[2:]}.log")
+        place = ReplicaPlace(name, home, self.logs / f"{app}-{stamp}-{name[2:]}.log")
+        try:
+            with host_errors():
+                for folder in (home, home / "state", home / "replica"):
+                    folder.mkdir(mode=0o700)
+                (home / _ENGINE).write_text(engine)
+                self._prune()
+        except BaseException:
+            place.close()
+            raise
+        return place
 
     def checkpoint(self) -> Path:
-        """Make an empty directory for what is frozen."""
-        folder = self._checkpoints / f"{self._mine}{self.name}-{secrets.token_hex(4)}"
-        folder.mkdir(mode=0o700)
+        """Make an empty directory for what is frozen. ``StoreFullError``, ``AccessError``."""
+        folder = self._checkpoints / f"{self._mine}{self.name}-{os.urandom(4).hex()}"
+        with host_errors():
+            folder.mkdir(mode=0o700)
         return folder
 
     def close(self) -> None:
@@ -79,15 +100,19 @@ class Workplace:
 
     def _prune(self) -> None:
         # A name begins with an app, so the time is the file's own.
-        for pattern in ("*.log", "*.json"):
-            found = sorted(self.logs.glob(pattern), key=_mtime)
-            for path in found[: max(0, len(found) - LOGS_MAX + 1)]:
-                path.unlink(missing_ok=True)
+        names = os.listdir(self.logs)  # noqa: PTH208 - there are hundreds, and a call waits for this
+        for suffix in (".log", ".json"):
+            found = [self.logs / name for name in names if name.endswith(suffix)]
+            if len(found) >= LOGS_MAX:
+                found.sort(key=_mtime)
+                for path in found[: len(found) - LOGS_MAX + 1]:
+                    with contextlib.suppress(OSError):
+                        path.unlink()
 
-    def sweep(self, engines: Mapping[str, Checkpointer]) -> None:
+    def sweep(self, engine: Callable[[str], Checkpointer]) -> None:
         """Take away what killed runners left: programs, mounts, directories. What cannot be taken away now stays for the next one.
 
-        ``engines`` has all that may have run something here, by name, whether or not they still work.
+        ``engine`` gives what may have run something here, by name, whether or not it still works; ``KeyError`` for one that is none.
         """
         # Before the runners: one that makes a checkpoint from now on is among those.
         checkpoints = [folder for folder in self._checkpoints.iterdir() if folder.name.startswith(self._mine)]
@@ -100,7 +125,7 @@ class Workplace:
                     dead.append((folder, lock))
         try:
             for folder, _ in dead:
-                _take_away(folder, engines)
+                _take_away(folder, engine)
         finally:
             for _, lock in dead:
                 os.close(lock)
@@ -137,12 +162,12 @@ def logs_of(runtime: Path) -> list[Path]:
     return sorted(logs_folder(runtime).glob("*.log"), key=_mtime, reverse=True)
 
 
-def _take_away(folder: Path, engines: Mapping[str, Checkpointer]) -> None:
+def _take_away(folder: Path, engine: Callable[[str], Checkpointer]) -> None:
     for home in folder.glob("r-*"):
         with contextlib.suppress(ImageFSError, OSError, KeyError):
             # By its own engine alone: another one knows nothing of its programs, and takes away what is known of them.
-            engine = engines[(home / _ENGINE).read_text()]
-            engine.remove(Sandbox(name=home.name, root=Path("/"), state=home / "state", output=home / "none", argv=("none",)))
+            ran = engine((home / _ENGINE).read_text())
+            ran.remove(Sandbox(name=home.name, root=Path("/"), state=home / "state", output=home / "none", argv=("none",)))
     for point in _mounted_below(folder):
         with contextlib.suppress(ImageFSError):
             unmount(point, lazy=True)

@@ -19,8 +19,8 @@ from imagefs.store.base import pack_key
 from imagefs.store.opening import open_store
 from imagefs.store.refs import Ref
 from snapshotstore import repository
+from snapshotstore.checkpoint.base import ANY_USER
 from snapshotstore.checkpoint.criu import Criu
-from snapshotstore.checkpoint.criu_probe import ANY_USER
 from snapshotstore.manifest import Program, Record
 from tests.snapshots import bundle
 from tests.snapshots.checkpoints import map_of

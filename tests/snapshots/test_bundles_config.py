@@ -13,8 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagefs.errors import ImageFSError, IntegrityError, LimitError, SourceError, UnsupportedError
-from snapshotstore.checkpoint.base import Engine
-from snapshotstore.checkpoint.criu_probe import ANY_USER
+from snapshotstore.checkpoint.base import ANY_USER, Engine
 from snapshotstore.runner import bundles_program
 from snapshotstore.runner.bundles_config import CONFIG_MAX, read_bundle
 from snapshotstore.runner.bundles_program import BundleProgram

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -18,7 +19,8 @@ from imagefs.store.refs import Ref, read
 from snapshotstore.checkpoint import runsc_reader
 from snapshotstore.runner import bundles_root
 from snapshotstore.runner.bundles_ready import Ready, Written
-from tests.system.world import missing, wait_until
+from tests.store.faulty import flipped
+from tests.system.world import missing, require, wait_until
 
 Readings = list[str]
 
@@ -66,7 +68,7 @@ def test_a_root_is_read_once(store: ObjectStore, root: Path, readings: Readings)
     settle(root)
     first = published(store, root)
     assert first.new_bytes > 0
-    assert published(store, root) == (first.ref, first.manifest, 0)
+    assert published(store, root) == (first.ref, first.manifest, 0, 0)
     assert len(readings) == 1
     assert read(store, Ref.parse(first.ref)).manifest == first.manifest
 
@@ -115,6 +117,25 @@ def test_a_root_whose_manifest_is_gone_is_read_again(store: ObjectStore, root: P
     assert len(readings) == 2
 
 
+def test_a_root_that_is_damaged_in_the_store_is_written_again_where_that_is_asked(
+    store: ObjectStore, root: Path, readings: Readings
+) -> None:
+    settle(root)
+    first = published(store, root)
+    for kind in ("packs/", "blobs/", "manifests/"):
+        for info in list(store.list(kind)):
+            whole = store.get(info.key)
+            store.delete(info.key)
+            store.put_if_absent(info.key, flipped(whole))
+            if kind == "packs/":
+                assert published(store, root) == (first.ref, first.manifest, 0, 0)
+            again = bundles_root.publish(store, root, "app", jobs=1, recheck=True)
+            assert again[:2] == first[:2]
+            assert again.healed == 1
+            assert store.get(info.key) == whole
+    assert len(readings) > 4
+
+
 def test_a_root_that_is_not_there(store: ObjectStore, root: Path) -> None:
     with pytest.raises(SourceError):
         published(store, root / "none")
@@ -154,10 +175,11 @@ def test_a_text_is_found_wherever_it_was_cut(tmp_path: Path) -> None:
 
 
 def test_the_program_that_reads_in_a_sandbox(tmp_path: Path) -> None:
-    if platform.machine() != "x86_64":
-        missing("it is for x86-64")
+    machine = runsc_reader.MACHINES.get(platform.machine())
+    if machine is None:
+        missing(f"there is none for {platform.machine()}")
     program, first, second = tmp_path / "program", tmp_path / "first", tmp_path / "second"
-    program.write_bytes(runsc_reader.program())
+    program.write_bytes(runsc_reader.program(machine))
     program.chmod(0o755)
     first.write_bytes(bytes(range(256)) * 100)
     second.write_bytes(b"second")
@@ -167,7 +189,19 @@ def test_the_program_that_reads_in_a_sandbox(tmp_path: Path) -> None:
     assert subprocess.run([program], capture_output=True, check=True, timeout=10).stdout == b""
 
 
-def test_another_machine_has_to_have_a_program_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+@pytest.mark.parametrize("machine", sorted(runsc_reader.MACHINES))
+def test_a_program_is_a_file_that_its_machine_runs(machine: str, tmp_path: Path) -> None:
+    (tmp_path / "program").write_bytes(runsc_reader.program(runsc_reader.MACHINES[machine]))
+    require("readelf")
+    said = subprocess.run(["readelf", "-hlW", tmp_path / "program"], capture_output=True, text=True, check=True, timeout=10)
+    assert said.stderr == ""
+    assert {"x86_64": "X86-64", "aarch64": "AArch64"}[machine] in said.stdout
+    assert "Entry point address:               0x400078" in said.stdout
+    # For pages of 64 KiB too.
+    assert re.search(r"LOAD +0x0+ 0x0+400000 0x0+400000 (0x\w+) \1 R E 0x10000\n", said.stdout)
+
+
+def test_a_machine_without_a_program_asks_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
     with runsc_reader.ways() as ways:
         assert [way.descriptors for way in ways] == [()]

@@ -26,11 +26,13 @@ from snapshotstore.fingerprints import PAGE
 from snapshotstore.listing import AT_ONCE, listing
 from snapshotstore.manifest import UNTOLD, Economics, Runtime
 from snapshotstore.repository import inspect
+from snapshotstore.runner import timeline
+from snapshotstore.runner.workplace import logs_folder
 from tests.fuse.images import noise
 from tests.snapshots.checkpoints import changed, memory, record
 from tests.snapshots.commands import CRIU, MEMORY_FILE, Commands, altered, by_hand, commands, criu, newer
 from tests.snapshots.engines import engine as real_engine
-from tests.store.faulty import Fault, FaultyStore
+from tests.store.faulty import Fault, FaultyStore, flipped
 from tests.system.world import require as require_feature
 
 __all__ = ["commands", "criu"]
@@ -172,6 +174,20 @@ def test_inspect_shows_record_files_and_memory_by_pages(commands: Commands) -> N
     assert "1,000" in out
 
 
+def test_inspect_tells_what_this_host_has_measured(commands: Commands) -> None:
+    digest = commands.push("one", memory(5), "service:1")
+    assert commands.run("inspect", "service:1")["here"] == {"restores": 0, "restore_p50": None}
+    assert "restored here" not in commands.attempt("inspect", "service:1")[1]
+    logs = logs_folder(commands.root / "run")
+    logs.mkdir(parents=True)
+    for number, (snapshot, engine) in enumerate([(digest, 0.25), (digest, 1.0), (digest, 0.5), ("f" * 64, 9.0), (None, 9.0)]):
+        stages = {"resolve": 0.125, "engine": engine, "call": 30.0}
+        made = timeline.Timeline(began=1.0, target="t", started="restored", reason="", engine="criu", snapshot=snapshot, stages=stages)
+        timeline.keep(logs / f"{number}.log", made)
+    assert commands.run("inspect", "service:1")["here"] == {"restores": 3, "restore_p50": 0.625}
+    assert "3 times of late, in 0.625 s (median)" in commands.attempt("inspect", "service:1")[1]
+
+
 def test_what_is_no_snapshot_is_refused_with_the_reason(commands: Commands) -> None:
     commands.image("torch:1")
     newer(commands.store, commands.push("a", memory(5), "a:1"), "a:newer")
@@ -256,6 +272,34 @@ def test_a_checkpoint_made_by_hand_is_stored_with_what_is_known_of_this_host(com
     assert again["stored_bytes"] == 0
     assert commands.run("diff", "service:1", "service:2", code=1)["memory"][0]["changed"] == 0
     assert commands.run("ls")["snapshots"][0]["image_refs"] == ["torch:1"]
+
+
+@pytest.mark.usefixtures("criu")
+def test_a_push_that_looks_heals_what_verify_has_found(commands: Commands) -> None:
+    folder = by_hand(commands.root / "one", memory(PAGES, zero=0.1))
+    commands.run("push", folder, "service:1", "--engine", "criu")
+    largest = max((commands.root / "store/packs").iterdir(), key=lambda path: path.stat().st_size)
+    whole = largest.read_bytes()
+    largest.unlink()
+    largest.write_bytes(flipped(whole))
+    code, _, said = commands.attempt("verify", "service:1")
+    assert (code, "--recheck" in said, "imagefs snapshot run" in said) == (IntegrityError.exit_code, True, True)
+    # Pushed again without a look it refers to what is damaged.
+    assert commands.run("push", folder, "service:1", "--engine", "criu")["healed"] == 0
+    assert not commands.run("verify", "service:1", code=IntegrityError.exit_code)["ok"]
+    code, out, _ = commands.attempt("push", folder, "service:1", "--engine", "criu", "--recheck")
+    assert (code, "1 that were damaged in the store" in out) == (0, True)
+    assert largest.read_bytes() == whole
+    assert commands.run("verify", "--all")["ok"]
+
+
+@pytest.mark.usefixtures("criu")
+def test_only_the_owner_can_read_what_is_stored(commands: Commands) -> None:
+    before = set((commands.root / "store").rglob("*"))
+    commands.run("push", by_hand(commands.root / "one", memory(PAGES)), "service:1", "--engine", "criu")
+    made = set((commands.root / "store").rglob("*")) - before
+    assert {path.relative_to(commands.root / "store").parts[0] for path in made} >= {"packs", "blobs", "manifests", "lineages", "refs"}
+    assert [path for path in made if path.stat().st_mode & 0o077] == []
 
 
 @pytest.mark.usefixtures("criu")

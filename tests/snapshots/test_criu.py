@@ -13,9 +13,9 @@ import pytest
 
 from imagefs.errors import DeadlineError, EngineError, StoreFullError, UnsupportedError
 from snapshotstore.checkpoint import criu_state
-from snapshotstore.checkpoint.base import ENGINE, Sandbox
+from snapshotstore.checkpoint.base import ANY_USER, ENGINE, Sandbox
 from snapshotstore.checkpoint.criu import Criu
-from snapshotstore.checkpoint.criu_probe import ANY_USER, SOCKETS
+from snapshotstore.checkpoint.criu_probe import SOCKETS
 from tests.snapshots.conformance import CheckpointerTests
 from tests.snapshots.engines import engine as find
 from tests.snapshots.place import DEADLINE, Place

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -22,10 +23,12 @@ from imagefs.store.base import ObjectStore
 from imagefs.store.opening import open_store
 from imagefs.store.refs import Ref, read
 from snapshotstore import lineage, manifest
+from snapshotstore.contents import open_index
 from snapshotstore.fingerprints import PAGE
 from snapshotstore.listing import listing
 from snapshotstore.manifest import Economics
 from snapshotstore.repository import amend, inspect, push
+from snapshotstore.verifying import Verifier
 from tests.daemon.place import Place
 from tests.snapshots.checkpoints import changed, checkpoint, map_of, memory, objects_of, record, stored
 from tests.store.faulty import Fault, FaultyStore, flipped
@@ -275,7 +278,8 @@ def test_a_push_that_was_killed_is_used_by_the_next(store: ObjectStore, tmp_path
     left = stored(store)
     assert process.returncode == -signal.SIGKILL
     assert read(store, REF).manifest == named
-    assert {key for key in left if not key.startswith(("packs/", "blobs/"))} == {
+    # But its lease, which ends by itself.
+    assert {key for key in left if not key.startswith(("packs/", "blobs/", "leases/"))} == {
         key for key in there if not key.startswith(("packs/", "blobs/"))
     }
     objects_of(store, named)
@@ -372,6 +376,81 @@ def test_a_flipped_byte_is_never_read(tmp_path: Path) -> None:
         assert read_ok + failed == PAGES
     finally:
         assert place.close() == []
+
+
+def damage(store: ObjectStore, key: str) -> None:
+    data = store.get(key)
+    store.delete(key)
+    store.put_if_absent(key, flipped(data))
+
+
+def refers_to(store: ObjectStore, name: str) -> set[str]:
+    """Return the keys of all packs and blobs of a snapshot, and its manifest's."""
+    found = inspect(store, name).manifest
+    blobs = [found.tree, found.objects, *manifest.pages_of(found.annotations)]
+    packs = {f"packs/{pack.hex()}" for pack in _packs(store, name)}
+    return {*packs, *(f"blobs/{blob.digest}" for blob in blobs), f"manifests/{name}"}
+
+
+def is_whole(store: ObjectStore, name: str) -> bool:
+    """Whether all of a snapshot can be read, and is what it should be."""
+    with Verifier(store, jobs=2) as verifier:
+        return verifier.verify(open_index(store, inspect(store, name))).damage == []
+
+
+@pytest.mark.parametrize("kind", ["packs", "blobs", "manifests"])
+def test_what_is_damaged_is_written_again_by_a_push_that_looks(tmp_path: Path, kind: str) -> None:
+    data = memory(PAGES, zero=0.1)
+    folder, other = checkpoint(tmp_path / "a", data), checkpoint(tmp_path / "b", changed(data, 0.01, seed=3))
+    number, keys = 0, ["the first of them"]
+    while number < len(keys):
+        with closing(open_store(f"file://{tmp_path}/store-{number}", create=True)) as store:
+            name = push(store, folder, record(), REF).manifest
+            keys = sorted(key for key in refers_to(store, name) if key.startswith(f"{kind}/"))
+            damage(store, keys[number])
+            report = push(store, folder, record(), REF, recheck=True)
+            assert is_whole(store, report.manifest)
+            assert report.healed == (keys[number] in refers_to(store, report.manifest))
+            # Nor does what is pushed from now on refer to anything that is damaged, though it does not look.
+            later = push(store, other, record(), Ref("service", "later"))
+            assert is_whole(store, later.manifest)
+            assert later.known_bytes > later.stored_bytes
+        number += 1
+    assert number >= {"packs": 3, "blobs": 3, "manifests": 1}[kind]
+
+
+def test_pages_that_another_member_lost_are_stored_anew_and_no_member_to_come_refers_to_them(store: ObjectStore, tmp_path: Path) -> None:
+    data = memory(PAGES)
+    first = put(store, tmp_path / "a", data)
+    # It has them all, and some of its own.
+    put(store, tmp_path / "b", changed(data, 0.01, seed=1), Ref("service", "b"))
+    (large,) = [key for key in refers_to(store, first) if key.startswith("packs/") and stored(store)[key] > PAGES * PAGE // 2]
+    damage(store, large)
+    folder = checkpoint(tmp_path / "c", changed(data, 0.01, seed=2))
+    assert not is_whole(store, push(store, folder, record(), REF).manifest)
+    report = push(store, folder, record(), REF, recheck=True)
+    assert is_whole(store, report.manifest)
+    assert (report.healed, report.stored_bytes > PAGES * PAGE // 2) == (0, True)
+    later = push(store, checkpoint(tmp_path / "d", changed(data, 0.01, seed=3)), record(), REF)
+    assert is_whole(store, later.manifest)
+    assert later.stored_bytes < PAGES * PAGE // 20
+
+
+def test_a_push_that_looks_shares_what_is_right(store: ObjectStore, tmp_path: Path) -> None:
+    data = memory(PAGES)
+    put(store, tmp_path / "a", data)
+    pointers = [info.key for info in store.list("lineages/")]
+    watched = FaultyStore(store)
+    report = push(watched, checkpoint(tmp_path / "b", changed(data, 0.01, seed=1)), record(), REF, recheck=True)
+    assert (report.healed, report.stored_bytes) == (0, PAGES // 100 * PAGE)
+    # All that it relies on was read; nothing of it was written, nor is any of it forgotten.
+    new = {key for op, key in watched.calls if op == "put_if_absent"}
+    relied = {key for key in refers_to(store, report.manifest) if key.startswith("packs/")} - new
+    assert relied
+    assert relied <= {key for op, key in watched.calls if op == "get"}
+    written_over = {key for op, key in watched.calls if op in {"replace", "delete"}}
+    assert not [key for key in written_over if key.startswith(("packs/", "blobs/", "manifests/", "lineages/"))]
+    assert set(pointers) < {info.key for info in store.list("lineages/")}
 
 
 def test_a_directory_that_changes_is_refused(store: ObjectStore, tmp_path: Path) -> None:

@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+from imagefs.store.images import get_manifest
+from imagefs.store.refs import Ref, read
+from snapshotstore.manifest import pages_of
 from snapshotstore.runner.runner import COLD, RESTORED
 from tests.snapshots.checkpoints import objects_of
 from tests.snapshots.services import Place
@@ -208,7 +211,20 @@ def test_a_method_is_called_from_python(service_place: Place, monkeypatch: pytes
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parents[2]}:{place.root / 'source'}")
-    done = subprocess.run([sys.executable, "-c", caller], capture_output=True, text=True, timeout=60, check=False)
+    before = set(place.store_folder.rglob("*"))
+    done = subprocess.run([sys.executable, "-c", caller], capture_output=True, text=True, timeout=60, check=False, umask=0)
     assert (done.returncode, done.stderr) == (0, "")
     assert [json.loads(line) for line in done.stdout.splitlines()] == [[1, 3], [1, 5]]
     assert len(place.refs()) == 1
+    # A program has its own umask, and what it has had frozen is its own alone all the same.
+    (key,) = place.refs()
+    snapshot = get_manifest(place.store, read(place.store, Ref(*key.removeprefix("refs/").rsplit("/", 1))).manifest)
+    blobs = {snapshot.tree.digest, snapshot.objects.digest, *(blob.digest for blob in pages_of(snapshot.annotations))}
+    # But for the blobs of profiles, which are the daemon's.
+    made = {*place.store_folder.rglob("*")} - before
+    made = {path for path in made if path.parent.name != "blobs" or path.name in blobs}
+    made = {path for path in made if "profiles" not in path.parts}
+    made |= {path for path in config.runtime.iterdir() if path.name in {"logs", "runners", "engines.json"}}
+    made |= {*(config.runtime / "logs").iterdir(), config.cache.with_name(config.cache.name + "-checkpoints")}
+    assert len(made) > 10
+    assert [path for path in made if path.stat().st_mode & 0o077] == []

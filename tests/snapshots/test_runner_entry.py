@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -202,3 +203,26 @@ def test_the_command_prints_one_document(service_place: Place, imagefs: World) -
     failed = imagefs.attempt(*words, "--args", "[1, 2]", "--json")
     assert (failed.status, failed.json["error"]["exit_code"]) == (16, 16)
     assert "ask raised TypeError" in failed.err
+
+
+_UNUSED = {
+    *("click", "concurrent.futures", "hashlib", "logging", "random", "statistics", "tempfile"),
+    *("boto3", "lmdb", "structlog", "trio", "imagefs.convert.convert", "imagefs.store.checked", "imagefs.store.s3"),
+    *("snapshotstore.lineage", "snapshotstore.repository", "snapshotstore.checkpoint.criu_dump", "snapshotstore.checkpoint.runsc"),
+}
+"""What takes longer to load than it takes to answer, and has nothing to do with that."""
+
+
+@pytest.mark.parametrize("engine_name", ["criu"], indirect=True)
+def test_a_restored_answer_waits_for_nothing_that_it_does_not_use(service_place: Place, imagefs: World) -> None:
+    service_place.frozen(service_place.entry(GOOD.replace("'python:1'", f"{IMAGE!r}, enable_memory_snapshot=True")), "ask")
+    imagefs.store = service_place.store_folder
+    imagefs.environment["PATH"] = os.environ["PATH"]
+    script = "import sys; from imagefs_cli.main import main; code = main(sys.argv[1:]); print(code, *sys.modules, file=sys.stderr)"
+    words = ("snapshot", "run", "service:Service", "--call", "ask", "--source", service_place.root / "source", "--engine", "criu")
+    imagefs.run(*words)  # What is found out once about an engine is kept for the next one.
+    command = [imagefs.interpreter, "-c", script, *map(str, words), "--json"]
+    done = subprocess.run(command, env=imagefs.env, capture_output=True, text=True, timeout=60, check=True)
+    assert json.loads(done.stdout)["started"] == "restored"
+    code, *loaded = done.stderr.split()
+    assert (code, _UNUSED & set(loaded)) == ("0", set())

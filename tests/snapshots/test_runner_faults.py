@@ -1,25 +1,33 @@
 """What is wrong with a store, an engine or a disk while a service is restored, frozen or published: the answer comes, with the reason."""
 
+import dataclasses
 import os
 import re
 import shutil
 import stat
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from imagefs.errors import ImageFSError, UnsupportedError
+from imagefs.errors import DeadlineError, ImageFSError, ProgramError, StoreError, UnsupportedError
 from imagefs.format.objectmap import HOLE
 from imagefs.store.base import blob_key, pack_key
+from imagefs.store.images import get_manifest
 from snapshotstore import contents, repository
+from snapshotstore.checkpoint.base import Sandbox
+from snapshotstore.checkpoint.criu import Criu
 from snapshotstore.listing import Snapshot
 from snapshotstore.runner import starting
 from snapshotstore.runner.entry import Entry
-from snapshotstore.runner.runner import COLD, RESTORED
+from snapshotstore.runner.runner import COLD, RESTORED, Runner
+from tests.snapshots.checkpoints import map_of
 from tests.snapshots.engines import engine as find
 from tests.snapshots.services import Place
+from tests.store.faulty import Fault, FaultyStore
 from tests.system.world import detach, require, tool
 
 SERVICE = """
@@ -71,7 +79,7 @@ def flipped(at: int) -> Callable[[bytes], bytes]:
 
 
 def part_of(place: Place, part: str) -> tuple[Path, int]:
-    """Return a file of the store, and where bytes of a part are in it: memory, an engine's other files, the layer, the index."""
+    """Return a file of the store, and where bytes of a part are in it: memory, an engine's other files, the layer, the index, or a path."""
     found = published(place)
     if part in {"tree", "objects"}:
         path = place.store_folder / blob_key(getattr(found.manifest, part).digest)
@@ -80,7 +88,7 @@ def part_of(place: Place, part: str) -> tuple[Path, int]:
     for file in contents.files(index.tree):
         kind = "memory" if file.is_memory else file.path.partition("/")[0]
         row = index.objects.find(file.object) if file.object is not None else None
-        if row is not None and kind == part:
+        if row is not None and part in {kind, file.path}:
             frames = [extent.frame for extent in contents.extents(index.objects, row) if extent.frame != HOLE]
             frame = index.objects.frame(frames[len(frames) // 2])
             return place.store_folder / pack_key(index.objects.pack(frame.pack).digest.hex()), frame.offset + frame.stored // 2
@@ -112,6 +120,75 @@ def test_a_pack_that_is_not_whole(service_place: Place, service: Entry, change: 
     assert "failed: " in answer.reason
     again = service_place.call(service, "ask", host="another")
     assert (again.result, again.started, again.reason) == (RIGHT, RESTORED, "")
+
+
+LARGE = SERVICE.replace('App("faults")', 'App("large")').replace("60_000", "100_000").replace("300_000", "3_000_000")
+"""Its layer has a file that is large enough for packs of its own: each start makes the same ones."""
+
+
+@pytest.mark.parametrize("engine_name", ["criu"], indirect=True)
+def test_what_each_start_makes_again_is_healed_where_it_is_damaged(service_place: Place) -> None:
+    service = service_place.entry(LARGE)
+    service_place.frozen(service, "ask")
+    before = published(service_place).name
+    path, at = part_of(service_place, "layer/tmp/layer")
+    whole = replace(path, flipped(at))
+    other, where = part_of(service_place, "memory")
+    replace(other, flipped(where))
+    answer = service_place.call(service, "ask", host="empty")
+    assert (answer.result[:2], answer.started) == ([True, True], COLD)
+    after = published(service_place)
+    assert after.name != before
+    assert path.read_bytes() == whole
+    assert part_of(service_place, "layer/tmp/layer")[0] == path
+    again = service_place.call(service, "ask", host="another")
+    assert (again.result[:2], again.started, again.reason) == ([True, True], RESTORED, "")
+
+
+@pytest.mark.parametrize("is_resident", [True, False])
+@pytest.mark.parametrize("engine_name", ["criu"], indirect=True)
+def test_what_only_a_call_reads_is_an_error_and_healed_by_the_next_start(service_place: Place, is_resident: bool) -> None:
+    service = service_place.entry(LARGE)
+    service_place.frozen(service, "ask")
+    path, at = part_of(service_place, "layer/tmp/layer")
+    whole = replace(path, flipped(at))
+    runner = service_place.runner("empty")
+    with pytest.raises(ProgramError, match="Input/output error") as raised:
+        runner.call(service, "ask", [], {})
+    assert re.fullmatch(r"`imagefs snapshot verify snapshots/large/\S+` says .*`run --fresh` makes it again", raised.value.hint or "")
+    if not is_resident:
+        runner = service_place.runner("empty", fresh=True)
+    answer = runner.call(service, "ask", [], {})
+    assert (answer.result[:2], answer.started) == ([True, True], COLD)
+    assert runner.publish() == []
+    assert path.read_bytes() == whole
+    again = service_place.call(service, "ask", host="another")
+    assert (again.result[:2], again.started, again.reason) == ([True, True], RESTORED, "")
+    # What a method raises by itself says nothing of the snapshot.
+    runner = service_place.runner("empty")
+    for _ in range(2):
+        with pytest.raises(ProgramError, match="no method"):
+            runner.call(dataclasses.replace(service, methods=None), "nothing", [], {})
+    assert runner.look(service).snapshot is not None
+
+
+@pytest.mark.parametrize(("part", "has_snapshot"), [("pack", False), ("tree", False), ("tree", True)])
+@pytest.mark.parametrize("engine_name", ["criu"], indirect=True)
+def test_a_source_tree_that_is_damaged_in_the_store_is_healed_from_the_hosts(
+    service_place: Place, service: Entry, part: str, has_snapshot: bool
+) -> None:
+    source = service_place.runner("maker").look(service).source
+    found = get_manifest(service_place.store, source)
+    key = blob_key(found.tree.digest) if part == "tree" else pack_key(map_of(service_place.store, found).pack(0).digest.hex())
+    path = service_place.store_folder / key
+    whole = replace(path, lambda data: flipped(len(data) // 8)(data))
+    if not has_snapshot:
+        for key in service_place.refs():
+            service_place.store.delete(key)
+    answer = service_place.call(service, "ask", host="empty")
+    assert (answer.result, answer.started) == (RIGHT, COLD)
+    assert path.read_bytes() == whole
+    assert service_place.call(service, "ask", host="another").started == RESTORED
 
 
 # -- engines ------------------------------------------------------------------------------------------------------------------------------
@@ -259,3 +336,67 @@ def test_a_store_that_is_gone(service_place: Place, service: Entry) -> None:
     assert note.startswith("the snapshot was not published: ")
     away.rename(place.store_folder)
     assert place.call(service, "ask").started == RESTORED
+
+
+def expire(runner: Runner, service: Entry) -> None:
+    key = (service.target, service.folder)
+    runner._known[key] = dataclasses.replace(runner._known[key], until=0.0)
+
+
+@pytest.mark.parametrize("engine_name", ["criu"], indirect=True)
+def test_a_resident_caller_goes_on_while_the_store_is_away(service_place: Place, service: Entry) -> None:
+    runner = service_place.runner()
+    assert runner.call(service, "ask", [], {}).started == RESTORED
+    store = runner._opened()
+    runner._store = FaultyStore(store, [Fault(op, error=StoreError("away")) for op in ("get", "get_versioned", "head", "list")])
+    expire(runner, service)
+    answer = runner.call(service, "ask", [], {})
+    assert (answer.result, answer.started, answer.reason) == (RIGHT, RESTORED, "")
+    assert runner._store.calls
+    # Of another source nothing is known.
+    (service.folder / "other.py").touch()
+    with pytest.raises(StoreError, match="away"):
+        runner.call(service, "ask", [], {})
+    (service.folder / "other.py").unlink()
+    runner._store = store
+
+
+@pytest.mark.parametrize("engine_name", ["criu"], indirect=True)
+def test_nobody_waits_for_what_the_store_is_asked_of_another_service(service_place: Place, service: Entry) -> None:
+    runner = service_place.runner()
+    assert runner.call(service, "ask", [], {}).started == RESTORED
+    asked, answered = threading.Event(), threading.Event()
+
+    def ask() -> None:
+        asked.set()
+        assert answered.wait(15)
+
+    store = runner._opened()
+    runner._store = FaultyStore(store, [Fault("list", before=ask)])
+    other = service_place.entry(SERVICE.replace("Service", "Other"), "other", "service:Other")
+    with ThreadPoolExecutor(1) as pool:
+        looking = pool.submit(runner.look, other)
+        try:
+            assert asked.wait(60)
+            assert runner.call(service, "ask", [], {}).started == RESTORED
+            assert not looking.done()
+        finally:
+            answered.set()
+        assert looking.result().snapshot is None
+    runner._store = store
+
+
+@pytest.mark.parametrize("engine_name", ["criu"], indirect=True)
+def test_what_cannot_be_taken_away_is_told(service_place: Place, service: Entry, monkeypatch: pytest.MonkeyPatch) -> None:
+    remove = Criu.remove
+
+    def fails(self: Criu, sandbox: Sandbox) -> None:
+        remove(self, sandbox)
+        raise DeadlineError("ending a sandbox took more than 30 s")
+
+    monkeypatch.setattr(Criu, "remove", fails)
+    runner = service_place.runner()
+    assert runner.call(service, "ask", [], {}).started == RESTORED
+    (note,) = runner.close()
+    service_place.runners.remove(runner)
+    assert note.endswith("is left: ending a sandbox took more than 30 s")

@@ -221,7 +221,7 @@ def test_places_that_come_and_go_at_once(tmp_path: Path) -> None:
         try:
             for _ in range(40):
                 made = Workplace(tmp_path / f"run{number % 2}", tmp_path / "cache")
-                made.sweep(engines)
+                made.sweep(engines.__getitem__)
                 folder = made.checkpoint()
                 if not (made.folder.is_dir() and folder.is_dir()):
                     failed.append(f"{made.folder} was taken away")

@@ -14,9 +14,8 @@ import pytest
 from imagefs.daemon import client
 from imagefs.store.refs import Ref
 from snapshotstore import agent, compat
-from snapshotstore.checkpoint.base import ENGINE, LAYER, Checkpointer, Sandbox
+from snapshotstore.checkpoint.base import ANY_USER, ENGINE, LAYER, Checkpointer, Sandbox
 from snapshotstore.checkpoint.criu import Criu
-from snapshotstore.checkpoint.criu_probe import ANY_USER
 from snapshotstore.checkpoint.runsc import Runsc
 from snapshotstore.manifest import Oci, Record, Runtime
 from snapshotstore.repository import push

@@ -1,7 +1,7 @@
 """``imagefs completion``: the script that makes a shell complete commands, options, refs and sources.
 
-The scripts of zsh and fish are click's. Bash has one of its own: bash ends a word at each colon, which refs and sources have, and click's
-script then completes the wrong word.
+The script of fish is click's. Bash and zsh have ones of their own: bash ends a word at each colon, which refs and sources have, and click's
+script then completes the wrong word; click's for zsh completes nothing the second time, and puts a space behind what is to be gone on with.
 """
 
 from typing import Final
@@ -38,6 +38,44 @@ complete -F _imagefs_completion imagefs
 """
 
 
+# Loaded from a file of its name, the function is all of that file until the file has defined it.
+_ZSH: Final = r"""#compdef imagefs
+
+_imagefs() {
+    local type value help
+    local -a described whole begun
+    local folders= files=
+    while IFS= read -r type && IFS= read -r value && IFS= read -r help; do
+        case $type in
+            plain)
+                if [[ $help != _ ]]; then
+                    described+=("$value:$help")
+                elif [[ $value == *[:/] ]]; then
+                    begun+=("$value")
+                else
+                    whole+=("$value")
+                fi
+                ;;
+            dir) folders=1 ;;
+            file) files=1 ;;
+        esac
+    done < <(env COMP_WORDS="${words[*]}" COMP_CWORD=$((CURRENT - 1)) _IMAGEFS_COMPLETE=zsh_complete imagefs 2>/dev/null)
+    (( $#described )) && _describe -V unsorted described -U
+    (( $#begun )) && compadd -U -V unsorted -S '' -a begun
+    (( $#whole )) && compadd -U -V unsorted -a whole
+    [[ -n $folders ]] && _path_files -/
+    [[ -n $files ]] && _path_files -f
+    (( compstate[nmatches] ))
+}
+
+if [[ $zsh_eval_context[-1] == loadautofunc ]]; then
+    _imagefs "$@"
+else
+    compdef _imagefs imagefs
+fi
+"""
+
+
 @command("completion", short_help="Print the completion script for a shell.")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion_command(_invocation: Invocation, shell: str) -> None:
@@ -48,14 +86,11 @@ def completion_command(_invocation: Invocation, shell: str) -> None:
     zsh:   imagefs completion zsh > "${fpath[1]}/_imagefs"
     fish:  imagefs completion fish > ~/.config/fish/completions/imagefs.fish
     """  # noqa: D301 # click takes the control character itself for "leave these lines as they are"
-    if shell == "bash":
-        click.echo(_BASH, nl=False)
+    if shell != "fish":
+        click.echo(_BASH if shell == "bash" else _ZSH, nl=False)
         return
-    from click.shell_completion import get_completion_class
+    from click.shell_completion import FishComplete
 
     from imagefs_cli.group import cli
 
-    made = get_completion_class(shell)
-    if made is None:
-        raise click.UsageError(f"no completion for {shell}")
-    click.echo(made(cli, {}, "imagefs", "_IMAGEFS_COMPLETE").source())
+    click.echo(FishComplete(cli, {}, "imagefs", "_IMAGEFS_COMPLETE").source())

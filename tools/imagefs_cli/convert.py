@@ -1,5 +1,6 @@
 """``imagefs convert``."""
 
+import contextlib
 import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -8,7 +9,7 @@ import click
 
 from imagefs_cli import output
 from imagefs_cli.options import Invocation, command, complete_source
-from imagefs_cli.progress import progress_bar
+from imagefs_cli.progress import converting
 
 if TYPE_CHECKING:
     from imagefs.convert.convert import ConvertReport
@@ -30,23 +31,13 @@ def convert_command(invocation: Invocation, source: str, ref: str, jobs: int | N
 
     A store that does not exist yet is made. Converting the same source again gives the same digest and stores nothing twice.
     """
-    import signal
-
     from imagefs.convert.convert import convert
-    from imagefs.memory import settle_converter
     from imagefs.store.refs import Ref
 
     name = Ref.parse(ref)
-    # Ended politely, it cleans up as after Ctrl-C: by default nothing of ours would run.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    settle_converter()
-    store = invocation.store(create=True)
-    try:
-        with progress_bar(invocation) as progress:
-            jobs = jobs or len(os.sched_getaffinity(0))
-            report = convert(source, name, store, jobs=jobs, level=level, platform=platform, progress=progress)
-    finally:
-        store.close()
+    jobs = jobs or len(os.sched_getaffinity(0))
+    with converting(invocation) as progress, contextlib.closing(invocation.store(create=True)) as store:
+        report = convert(source, name, store, jobs=jobs, level=level, platform=platform, progress=progress)
     if invocation.wants_json:
         output.print_json(asdict(report))
     else:

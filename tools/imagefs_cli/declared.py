@@ -1,7 +1,7 @@
-"""The options of ``mount`` and ``umount``, and those that all commands take: declared once, for the two that read command lines.
+"""The options of commands that others wait for, and those that all commands take: declared once, for the two that read command lines.
 
 ``imagefs_cli.options`` makes options of click out of them, which knows all that there is to know of a command line; ``imagefs_cli.lean``
-reads the plain ones of a mount by itself, because click takes longer to load than a mount takes.
+reads the plain ones of these commands by itself, because click takes longer to load than a mount takes.
 """
 
 TYPE_CHECKING = False
@@ -24,10 +24,10 @@ SHARE: "Final" = "share"
 class Option:
     """One option. ``names``: how it may be written; ``name``: that of its value, in Python; ``choices``: all values that it can have.
 
-    ``default`` is the value of one that is not given. ``rare`` ones are click's alone.
+    ``default`` is the value of one that is not given, which a ``required`` one must be. ``rare`` ones are click's alone.
     """
 
-    __slots__ = ("choices", "default", "help", "kind", "metavar", "name", "names", "rare")
+    __slots__ = ("choices", "default", "help", "kind", "metavar", "name", "names", "rare", "required")
 
     def __init__(
         self,
@@ -39,6 +39,7 @@ class Option:
         default: "Any" = None,
         choices: tuple[str, ...] = (),
         rare: bool = False,
+        required: bool = False,
     ) -> None:
         """Keep what is said."""
         self.names = names
@@ -49,6 +50,7 @@ class Option:
         self.default = False if kind == FLAG else default
         self.choices = choices
         self.rare = rare
+        self.required = required
 
 
 GLOBAL: "Final" = (
@@ -94,3 +96,33 @@ MOUNT: "Final" = (
 )
 
 UMOUNT: "Final" = (Option("--lazy", kind=FLAG, help="Detach it now, and let go when the last user is gone."),)
+
+RUN: "Final" = (
+    Option("--call", kind=TEXT, name="method", metavar="METHOD", required=True, help="The method to call."),
+    Option(
+        "--args",
+        kind=TEXT,
+        name="arguments",
+        metavar="JSON",
+        default="[]",
+        help="A list of arguments, or an object of named ones (default: none).",
+    ),
+    Option(
+        "--source",
+        kind=DIRECTORY,
+        metavar="DIR",
+        default=".",
+        help="The directory that the module is imported from (default: this one).",
+    ),
+    Option("--image", kind=TEXT, metavar="REF", help="Run it in this image (default: the one that its decorator names)."),
+    Option(
+        "--engine",
+        kind=CHOICE,
+        choices=("auto", "runsc", "criu"),
+        default="auto",
+        help="What runs and freezes it; auto: what has a snapshot that fits.",
+    ),
+    Option("--no-snapshot", kind=FLAG, help="Start it cold, and make no snapshot."),
+    Option("--fresh", kind=FLAG, help="Start it cold, and make a new snapshot in place of the one that there may be."),
+)
+"""Those of ``snapshot run`` that are plain: click knows more."""

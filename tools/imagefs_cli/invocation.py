@@ -43,8 +43,8 @@ class Invocation:
 
         return load_config(self.flags)
 
-    def store(self, *, create: bool = False) -> "ObjectStore":
-        """Open the store."""
+    def store(self, *, create: bool = False, private: bool = False) -> "ObjectStore":
+        """Open the store; ``private``: what is written to a directory is for its owner alone."""
         from imagefs.store.opening import open_store
 
-        return open_store(self.config().store, create=create)
+        return open_store(self.config().store, create=create, private=private)

@@ -1,4 +1,4 @@
-"""The plain command lines of ``mount`` and ``umount``, read without click, which takes longer to load than the mount takes.
+"""The plain command lines of ``mount``, ``umount`` and ``snapshot run``, read without click, which takes longer to load than a mount takes.
 
 Promises: what this reads means what click would make of it (a test has both read the same lines), and what it does not read, it leaves to
 click before anything was done: help, unknown and rare options, values that are not one, wrong numbers of arguments. How a run ends that
@@ -19,8 +19,14 @@ if TYPE_CHECKING:
 
     from imagefs_cli.declared import Option
 
-_COMMANDS: "Final[dict[str, tuple[int, tuple[Option, ...]]]]" = {"mount": (2, declared.MOUNT), "umount": (1, declared.UMOUNT)}
+_COMMANDS: "Final[dict[str, tuple[int, tuple[Option, ...]]]]" = {
+    "mount": (2, declared.MOUNT),
+    "umount": (1, declared.UMOUNT),
+    "snapshot run": (1, declared.RUN),
+}
 """How many arguments each takes, and its options."""
+
+_GROUPS: "Final" = frozenset(name.partition(" ")[0] for name in _COMMANDS if " " in name)
 
 
 class _Unread(Exception):  # noqa: N818 # nothing is wrong: click will read it
@@ -41,6 +47,11 @@ class Call:
 
     def run(self) -> None:
         """Do it."""
+        if self.command == "snapshot run":
+            from imagefs_cli import snapshot_call
+
+            snapshot_call.run(self.invocation, self.arguments[0], self.options)
+            return
         from imagefs_cli import mounts
 
         if self.command == "mount":
@@ -89,18 +100,23 @@ def read(line: "Sequence[str]") -> Call | None:
                 arguments.append(word)
     except _Unread:
         return None
-    return Call(command, arguments, options, invocation) if len(arguments) == count and all(arguments) else None
+    is_whole = len(arguments) == count and all(arguments) and not any(option.required and options[option.name] is None for option in known)
+    return Call(command, arguments, options, invocation) if is_whole else None
 
 
 def _command(words: list[str], invocation: Invocation) -> str:
-    """Take the words up to the command's name; before it there may be options that are for all commands."""
+    """Take the words up to the command's name, which may be two; before each there may be options that are for all commands."""
+    begun = ""
     while words:
         word = words.pop()
-        if word in _COMMANDS:
-            return word
-        if word == "--json" or not word.startswith("-"):
+        if begun + word in _COMMANDS:
+            return begun + word
+        if not begun and word in _GROUPS:
+            begun = f"{word} "
+        elif word == "--json" or not word.startswith("-"):
             break
-        _option(word, words, (), {}, invocation)
+        else:
+            _option(word, words, (), {}, invocation)
     raise _Unread
 
 

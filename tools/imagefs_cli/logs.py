@@ -1,5 +1,6 @@
 """``imagefs logs``."""
 
+import contextlib
 import time
 from pathlib import Path
 
@@ -7,8 +8,6 @@ import click
 
 from imagefs_cli import output
 from imagefs_cli.options import Invocation, command
-
-_CHUNK = 1 << 20
 
 
 @command("logs", short_help="Show what replicas of services have printed.")
@@ -27,9 +26,13 @@ def logs_command(invocation: Invocation, name: str | None, lines: int | None) ->
         _list(invocation, found)
         return
     path = next((path for path in found if path.name.startswith(name)), None)
-    if path is None:
+    try:
+        text = None if path is None else path.read_text(errors="replace")
+    except FileNotFoundError:
+        # Its replica has ended meanwhile, and printed nothing; or it was one of the oldest.
+        text = None
+    if text is None:
         raise NotFoundError(f"there is no log {name}", hint="`imagefs logs` lists those that there are")
-    text = path.read_text(errors="replace")
     if lines is not None:
         text = "".join(text.splitlines(keepends=True)[-lines:])
     if invocation.wants_json:
@@ -39,7 +42,10 @@ def logs_command(invocation: Invocation, name: str | None, lines: int | None) ->
 
 
 def _list(invocation: Invocation, found: list[Path]) -> None:
-    rows = [(path, path.stat()) for path in found]
+    rows = []
+    for path in found:
+        with contextlib.suppress(FileNotFoundError):
+            rows.append((path, path.stat()))
     if invocation.wants_json:
         output.print_json({"logs": [{"log": str(path), "bytes": stat.st_size, "time": stat.st_mtime} for path, stat in rows]})
     elif rows:

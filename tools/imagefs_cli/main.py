@@ -1,4 +1,4 @@
-"""Where ``imagefs`` begins: a plain command line of a mount goes the short way (``imagefs_cli.lean``), any other to click (``group``)."""
+"""Where ``imagefs`` begins: a plain one of a mount or a call goes the short way (``imagefs_cli.lean``), any other to click (``group``)."""
 
 import io
 import os

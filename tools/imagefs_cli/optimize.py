@@ -1,5 +1,6 @@
 """``imagefs optimize``."""
 
+import contextlib
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -7,7 +8,7 @@ import click
 
 from imagefs_cli import output
 from imagefs_cli.options import Invocation, command, complete_ref
-from imagefs_cli.progress import progress_bar
+from imagefs_cli.progress import converting
 
 if TYPE_CHECKING:
     from imagefs.convert.optimize import OptimizeReport
@@ -26,32 +27,22 @@ def optimize_command(invocation: Invocation, ref: str, to: str | None, label: st
 
     Says how many GETs and bytes a start is expected to be. With an unchanged profile it changes nothing.
     """
-    import signal
-
     from imagefs.convert.optimize import optimize
     from imagefs.format.profile import Key
-    from imagefs.memory import settle_converter
     from imagefs.store.profiles import fetch, publish
     from imagefs.store.refs import Ref
 
     target = None if to is None else Ref.parse(to)
     key = None if label is None else Key.of(label=label)
-    # Ended politely, it cleans up as after Ctrl-C: by default nothing of ours would run.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    settle_converter()
-    store = invocation.store()
-    try:
-        with progress_bar(invocation) as progress:
-            report = optimize(
-                store,
-                ref,
-                lambda manifest: fetch(store, manifest, key),
-                keep=lambda profile: publish(store, profile, always=True),
-                to=target,
-                progress=progress,
-            )
-    finally:
-        store.close()
+    with converting(invocation) as progress, contextlib.closing(invocation.store()) as store:
+        report = optimize(
+            store,
+            ref,
+            lambda manifest: fetch(store, manifest, key),
+            keep=lambda profile: publish(store, profile, always=True),
+            to=target,
+            progress=progress,
+        )
     if invocation.wants_json:
         output.print_json(document(report))
     else:

@@ -29,7 +29,9 @@ def _keep(ctx: click.Context, param: click.Parameter, value: Any) -> None:
 
 def option_of(option: declared.Option, **rest: Any) -> click.Option:
     """Make an option of click of one that is declared."""
-    made: dict[str, Any] = {"help": option.help, "metavar": option.metavar, "default": option.default}
+    made: dict[str, Any] = {"help": option.help, "metavar": option.metavar}
+    # To click None is a default like any other.
+    made |= {"required": True} if option.required else {"default": option.default}
     match option.kind:
         case declared.FLAG:
             made = {"help": option.help, "is_flag": True}

@@ -1,4 +1,4 @@
-"""A bar on standard error while something long runs and a person is watching."""
+"""What commands have in common that run for long: a bar on standard error while a person is watching, and how they are ended."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -9,6 +9,22 @@ from imagefs_cli.options import Invocation
 
 if TYPE_CHECKING:
     from imagefs.convert.stages import Progress
+
+
+@contextlib.contextmanager
+def converting(invocation: Invocation) -> "Iterator[Callable[[Progress], None] | None]":
+    """Settle this process for reading and compressing very much, which is all that it does, and show how far it is.
+
+    Ended politely, it cleans up as after Ctrl-C: by default nothing of ours would run.
+    """
+    import signal
+
+    from imagefs.memory import settle_converter
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    settle_converter()
+    with progress_bar(invocation) as progress:
+        yield progress
 
 
 @contextlib.contextmanager

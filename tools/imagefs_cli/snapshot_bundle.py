@@ -34,6 +34,7 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 @click.option("--network", metavar="FILE", help="Its network namespace, as in /run/netns (default: a new one with loopback alone).")
 @click.option("--cgroup", metavar="DIR", help="The cgroup to run it in.")
 @click.option("--jobs", type=click.IntRange(1, 256), default=None, help="Threads that compress (default: the number of processors).")
+@click.option("--recheck", is_flag=True, help="Verify what the store has already, and write again what is damaged.")
 def create_command(
     invocation: Invocation,
     bundle: str,
@@ -47,11 +48,15 @@ def create_command(
     network: str | None,
     cgroup: str | None,
     jobs: int | None,
+    recheck: bool,
 ) -> None:
     """Start the program of the OCI bundle in the directory BUNDLE, freeze it when it is ready, and store it as REF.
 
     When that is has to be said: with --when-listening, --when-output or --after; of several all have to hold. The bundle's root file system
     is stored as an image of its own. What config.json asks for and a sandbox does not have is refused by name, or told.
+
+    Where `imagefs snapshot verify` has found damage, --recheck heals it, also in the root's image: nothing that the store has is relied on
+    then before it was read.
 
     The program is ended afterwards: `imagefs snapshot restore` starts it where it was frozen, on any host that has the store.
     """
@@ -77,6 +82,7 @@ def create_command(
             timeout=timeout,
             given=given,
             jobs=jobs or len(os.sched_getaffinity(0)),
+            recheck=recheck,
             progress=progress,
         )
     if invocation.wants_json:
@@ -249,6 +255,7 @@ def _print(made: "Created") -> None:
                 f"{output.size(push.memory_bytes)}, of which {output.size(push.zero_bytes)} zeros, {output.size(push.known_bytes)} known",
             ),
             ("stored", f"{output.size(push.new_bytes)} new"),
+            *([("healed", f"{made.healed:,} that were damaged in the store")] if made.healed else []),
             ("seconds", _seconds(made.timeline)),
         ]
     )

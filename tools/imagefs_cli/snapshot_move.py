@@ -38,6 +38,7 @@ _TRIES: Final = 5
 @click.option("--flag", "flags", metavar="TEXT", multiple=True, help="What the engine has to be told again at a restore; repeatable.")
 @click.option("--jobs", type=click.IntRange(1, 256), default=None, help="Threads that compress (default: the number of processors).")
 @click.option("--level", type=click.IntRange(1, 19), default=1, show_default=True, help="The zstd level of new memory.")
+@click.option("--recheck", is_flag=True, help="Verify what the store has already, and write again what is damaged.")
 def push_command(
     invocation: Invocation,
     directory: str,
@@ -49,6 +50,7 @@ def push_command(
     flags: tuple[str, ...],
     jobs: int | None,
     level: int,
+    recheck: bool,
 ) -> None:
     """Store the checkpoint in DIR as a snapshot, and name it REF.
 
@@ -57,6 +59,8 @@ def push_command(
 
     What the snapshot needs of a host is taken from this one, so push where the checkpoint was made. Pages that the lineage has are not
     stored again. Interrupted, it goes on where it was when it is run again.
+
+    Where `imagefs snapshot verify` has found damage, --recheck heals it: nothing that the store has is relied on then before it was read.
     """
     import signal
 
@@ -73,12 +77,12 @@ def push_command(
     # Ended politely, it cleans up as after Ctrl-C: by default nothing of ours would run.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     settle_converter()
-    store = invocation.store(create=True)
+    store = invocation.store(create=True, private=True)  # a snapshot is a core dump
     try:
         record = _record(found, lineage or name.name, UNTOLD if image is None else resolve(store, image), flags)
         with progress_bar(invocation) as progress:
             jobs = jobs or len(os.sched_getaffinity(0))
-            report = push(store, Path(directory), record, name, folder=folder, jobs=jobs, level=level, progress=progress)
+            report = push(store, Path(directory), record, name, folder=folder, jobs=jobs, level=level, recheck=recheck, progress=progress)
     finally:
         store.close()
     if invocation.wants_json:
@@ -114,6 +118,7 @@ def _print(report: "PushReport") -> None:
                 f"{output.size(report.memory_bytes)}: {output.size(report.zero_bytes)} zero, {output.size(report.known_bytes)} known",
             ),
             ("stored", f"{output.size(report.new_bytes)} in {report.packs_new:,} new packs"),
+            *([("healed", f"{report.healed:,} that were damaged in the store")] if report.healed else []),
             ("seconds", "  ".join(f"{stage} {seconds:.2f}" for stage, seconds in report.seconds.items())),
         ]
     )

@@ -133,10 +133,12 @@ def inspect_command(invocation: Invocation, ref: str, *, everything: bool) -> No
     """Show snapshot REF: its record, its files and its memory by pages, and whether this host can restore it, and if not, why not.
 
     Of the memory, zero pages are stored nowhere, new ones came with this snapshot, and shared ones were there: older members of its lineage
-    have them too.
+    have them too. What was measured when it was made is in the record; `here` is what this host has measured since.
     """
     from snapshotstore import compat, contents
     from snapshotstore.repository import inspect
+    from snapshotstore.runner.timeline import measured
+    from snapshotstore.runner.workplace import logs_folder
 
     store = invocation.store()
     try:
@@ -147,10 +149,12 @@ def inspect_command(invocation: Invocation, ref: str, *, everything: bool) -> No
     finally:
         store.close()
     memory = [_memory(index, file) for file in files if file.is_memory]
+    restores, seconds = measured(logs_folder(invocation.config().runtime), snapshot.name)
     if invocation.wants_json:
-        output.print_json(_document(snapshot, index, files, memory) | fit)
+        output.print_json(_document(snapshot, index, files, memory) | fit | {"here": {"restores": restores, "restore_p50": seconds}})
         return
-    output.pairs(_pairs(snapshot, index, fit))
+    here = [] if seconds is None else [("restored here", f"{restores:,} times of late, in {seconds:.3g} s (median)")]
+    output.pairs([*_pairs(snapshot, index, fit), *here])
     click.echo()
     _print_memory(memory)
     shown = files if everything else files[:_SHOWN]

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 _JOBS_MAX: Final = 8
 _JOBS_MIN: Final = 4
 
+_HEALING: Final = (
+    "make it again: `imagefs snapshot push` or `create` with --recheck, or for a service `imagefs snapshot run --fresh`, writes again what "
+    "is damaged"
+)
+
 
 @command("verify", short_help="Read all of a snapshot from the store, and verify it.")
 @click.argument("ref", required=False, shell_complete=complete_ref)
@@ -30,8 +35,11 @@ _JOBS_MIN: Final = 4
 def verify_command(invocation: Invocation, ref: str | None, *, everything: bool, jobs: int | None) -> int:
     """Read every frame of snapshot REF from the store, and compare each with its digest.
 
-    What is damaged is named, with the files that it is of. Nothing of this host's cache counts, and nothing is repaired: push the snapshot
-    again. Ends with 5 if something is damaged or missing.
+    What is damaged is named, with the files that it is of. Nothing of this host's cache counts. Ends with 5 if something is damaged or
+    missing.
+
+    Nothing is repaired: that takes the content. `imagefs snapshot push` and `create` with --recheck heal what they make again; so does
+    `imagefs snapshot run` for a service, when that cannot be restored, and with --fresh.
     """
     from imagefs.errors import IntegrityError
     from snapshotstore.repository import inspect
@@ -129,3 +137,5 @@ def _print(rows: list[dict[str, Any]]) -> None:
             click.echo(output.plain(f"  {one['what']}: {one['why']}"))
             for path in one["files"]:
                 click.echo(output.plain(f"    in {path}"))
+    if any(row["damage"] for row in rows):
+        output.say(f"hint: {_HEALING}")
