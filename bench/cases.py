@@ -35,6 +35,7 @@ from bench.kernel_many import bench_kernel_many
 from bench.kills import bench_kills
 from bench.lineage import bench_lineage
 from bench.ranged_get import bench_ranged_get
+from bench.recording import bench_recording
 from bench.remembered import bench_far_starts
 from bench.snapshot_push import bench_push
 from bench.snapshots import bench_snapshot, bench_snapshot_far
@@ -267,6 +268,7 @@ BENCHES: dict[str, Callable[[Run], None]] = {
     "kernel": bench_kernel,
     "kernel-many": bench_kernel_many,
     "kills": bench_kills,
+    "recording": bench_recording,
     "push": bench_push,
     "snapshot": bench_snapshot,
     "snapshot-far": bench_snapshot_far,

@@ -34,17 +34,18 @@ def become_native(product: Product, point: Path) -> None:
     files = [path for path in point.rglob("*") if path.is_file() and not path.is_symlink()]
     deadline = time.monotonic() + _LOCAL_SECONDS
     while True:
-        before = _requests(product)
+        before = requests(product)
         for path in files:
             read_through(path)
-        if _requests(product) == before:
+        if requests(product) == before:
             return
         if time.monotonic() > deadline:
             raise TimeoutError("the mount still asks the daemon")
         time.sleep(2.5)  # it is settled a second after the last change
 
 
-def _requests(product: Product) -> int:
+def requests(product: Product) -> int:
+    """Count the requests that have reached the daemon so far."""
     return sum(product.run("stats")["fuse_requests"].values())
 
 
@@ -53,7 +54,7 @@ def _against_ext4(run: Run, product: Product, point: Path, ext4: Path, name: str
         drop_caches()
         return seconds(lambda: walk(top))
 
-    before = _requests(product)
+    before = requests(product)
     measures: list[tuple[str, Callable[[Path], float], float]] = [
         ("import torch", import_torch, 1.02),
         ("walk, warm", lambda top: seconds(lambda: walk(top)), 1.0),
@@ -64,7 +65,7 @@ def _against_ext4(run: Run, product: Product, point: Path, ext4: Path, name: str
             measure(root)
         mine, _, ratio = paired(max(run.runs, 15), lambda measure=measure: measure(point), lambda measure=measure: measure(ext4))  # type: ignore[misc]
         run.add(f"{what} / ext4, {name}", ratio, "x", bound, note=f"{mine:.3f} s")
-    run.add(f"FUSE requests meanwhile, {name}", _requests(product) - before, "", 0)
+    run.add(f"FUSE requests meanwhile, {name}", requests(product) - before, "", 0)
 
 
 def _overlay_alone(run: Run, tmp: Path) -> None:
