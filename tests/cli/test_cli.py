@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -203,72 +202,6 @@ def test_the_daemon_group_takes_the_global_options(imagefs: World, tmp_path: Pat
     )
     assert done.returncode == errors.DaemonError.exit_code
     assert json.loads(done.stdout)["error"]["type"] == "DaemonError"
-
-
-def shell_or_skip(name: str) -> str:
-    found = shutil.which(name)
-    if found is None:
-        pytest.skip(f"no {name} here")
-    return found
-
-
-@pytest.fixture
-def refs(imagefs: World, tmp_path: Path) -> World:
-    source = tmp_path / "source"
-    source.mkdir()
-    (source / "file").write_text("content")
-    for tag in ("one", "two"):
-        imagefs.run("convert", f"dir:{source}", f"some/image:{tag}")
-    return imagefs
-
-
-BASH = """
-compopt() { :; }
-eval "$(imagefs completion bash)"
-COMP_LINE=$1 COMP_POINT=${#1}
-_imagefs_completion imagefs
-printf '%s\\n' "${COMPREPLY[@]}"
-"""
-
-
-@pytest.mark.parametrize(
-    "line, expected",
-    [
-        ("imagefs conv", {"convert"}),
-        ("imagefs daemon st", {"status", "stop"}),
-        ("imagefs inspect so", {"some/image:one", "some/image:two"}),
-        ("imagefs inspect some/image:t", {"two"}),  # readline replaces what follows the colon
-        ("imagefs convert oci", {"oci-archive:", "oci:"}),
-        ("imagefs convert dir:/us", {"/usr/"}),
-        ("imagefs --log-level w", {"warning"}),
-        ("imagefs mount --mode ", {"auto", "kernel", "fuse"}),
-        ("imagefs --store /nonexistent inspect ", {""}),
-    ],
-)
-def test_bash_completes(refs: World, line: str, expected: set[str]) -> None:
-    env = refs.env | {"PATH": f"{BINARY.parent}:{os.environ['PATH']}"}
-    done = subprocess.run(
-        [shell_or_skip("bash"), "-c", BASH, "bash", line], env=env, capture_output=True, text=True, timeout=30, check=True
-    )
-    assert set(done.stdout.removesuffix("\n").split("\n")) == expected
-    assert done.stderr == ""
-
-
-def test_fish_completes(refs: World) -> None:
-    env = refs.env | {"PATH": f"{BINARY.parent}:{os.environ['PATH']}"}
-    for line, expected in (("imagefs conv", "convert"), ("imagefs inspect so", "some/image:two")):
-        script = f"imagefs completion fish | source; complete -C '{line}'"
-        done = subprocess.run([shell_or_skip("fish"), "-N", "-c", script], env=env, capture_output=True, text=True, timeout=30, check=True)
-        assert expected in done.stdout
-
-
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_scripts_parse(shell: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert main(["completion", shell]) == 0
-    script = tmp_path / "script"
-    script.write_text(capsys.readouterr().out)
-    assert "_IMAGEFS_COMPLETE" in script.read_text()
-    subprocess.run([shell_or_skip(shell), "-n", script], timeout=30, check=True)
 
 
 def test_doctor_says_what_is_missing(imagefs: World) -> None:

@@ -15,13 +15,17 @@ from hypothesis import strategies as st
 from imagefs import settings
 from imagefs.daemon import mounting
 from imagefs.errors import ImageFSError, MountError, UnsupportedError
-from imagefs_cli import declared, failures, group, lean, mounts
+from imagefs_cli import declared, failures, group, lean, mounts, snapshot_call
 from imagefs_cli.invocation import Invocation
 from imagefs_cli.main import main
+from imagefs_cli.snapshot_run import run_command
+from snapshotstore.runner.engines import NAMES
+from snapshotstore.runner.runner import CALL_SECONDS
 from tests.system.world import World
 
-DECLARED = {"mount": declared.MOUNT, "umount": declared.UMOUNT}
-PLACES = {"mount": ["app:1", "/mnt"], "umount": ["/mnt"]}
+DECLARED = {"mount": declared.MOUNT, "umount": declared.UMOUNT, "snapshot run": declared.RUN}
+PLACES = {"mount": ["app:1", "/mnt"], "umount": ["/mnt"], "snapshot run": ["service:Service", "--call", "ask"]}
+RARE = snapshot_call.run.__kwdefaults__ or {}
 RESULT = {"mode": "fuse", "reason": "said \x1b so", "mountpoint": "/mnt"}
 
 
@@ -48,9 +52,14 @@ def by_click(line: Sequence[str]) -> lean.Call | None:
     def umount(invocation: Invocation, mountpoint: str, options: dict[str, Any]) -> None:
         found.append(lean.Call("umount", [mountpoint], options, invocation))
 
+    def call(invocation: Invocation, target: str, options: dict[str, Any], **rest: Any) -> None:
+        assert rest == RARE, "lean knows nothing of these"
+        found.append(lean.Call("snapshot run", [target], options, invocation))
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mounts, "mount", mount)
         patch.setattr(mounts, "umount", umount)
+        patch.setattr(snapshot_call, "run", call)
         group.run(line)
     return found[0] if found else None
 
@@ -66,7 +75,7 @@ def told(call: lean.Call | None) -> object:
 def test_each_option_is_read_as_click_reads_it(command: str) -> None:
     for option in (*DECLARED[command], *declared.GLOBAL, declared.JSON):
         for words in [] if option.rare else written(option):
-            for line in ([command, *words, *PLACES[command]], [command, *PLACES[command], *words]):
+            for line in ([*command.split(), *words, *PLACES[command]], [*command.split(), *PLACES[command], *words]):
                 call = lean.read(line)
                 assert call is not None, line
                 assert told(call) == told(by_click(line)), line
@@ -75,9 +84,9 @@ def test_each_option_is_read_as_click_reads_it(command: str) -> None:
 def test_what_is_for_all_commands_may_stand_before_them() -> None:
     for option in declared.GLOBAL:
         for words in written(option):
-            line = [*words, "umount", "/mnt"]
-            assert told(lean.read(line)) == told(by_click(line)), line
-            assert lean.read(line) is not None
+            for line in ([*words, "umount", "/mnt"], ["snapshot", *words, "run", *PLACES["snapshot run"]]):
+                assert told(lean.read(line)) == told(by_click(line)), line
+                assert lean.read(line) is not None
 
 
 _WORDS = st.one_of(
@@ -85,7 +94,23 @@ _WORDS = st.one_of(
         [words for options in (*DECLARED.values(), declared.GLOBAL, (declared.JSON,)) for one in options for words in written(one)]
     ),
     st.sampled_from(
-        [["app:1"], ["/mnt"], ["-"], ["--"], [""], ["-h"], ["--help"], ["-vv"], ["--mod", "fuse"], ["--mode"], ["--json=1"], ["-v=1"]]
+        [
+            ["app:1"],
+            ["/mnt"],
+            ["snapshot"],
+            ["run"],
+            ["--timeout", "1"],
+            ["-"],
+            ["--"],
+            [""],
+            ["-h"],
+            ["--help"],
+            ["-vv"],
+            ["--mod", "fuse"],
+            ["--mode"],
+            ["--json=1"],
+            ["-v=1"],
+        ]
     ),
     st.lists(st.text("-=amo1: \udcff", max_size=4), min_size=1, max_size=1),
 )
@@ -93,7 +118,7 @@ _WORDS = st.one_of(
 
 @given(st.sampled_from(list(DECLARED)), st.lists(_WORDS, max_size=2), st.lists(_WORDS, max_size=5))
 def test_whatever_is_read_is_read_as_click_reads_it(command: str, before: list[list[str]], after: list[list[str]]) -> None:
-    line = [word for words in (*before, [command], *after) for word in words]
+    line = [word for words in (*before, command.split(), *after) for word in words]
     call = lean.read(line)
     if call is not None:
         with pytest.MonkeyPatch.context() as patch:
@@ -123,6 +148,17 @@ def test_whatever_is_read_is_read_as_click_reads_it(command: str, before: list[l
         ["--lazy", "umount", "/mnt"],
         ["images"],
         ["--store", "mount"],
+        ["run", "service:Service", "--call", "ask"],
+        ["snapshot"],
+        ["snapshot", "--json", "run", "service:Service", "--call", "ask"],
+        ["snapshot", "snapshot", "run", "service:Service", "--call", "ask"],
+        ["snapshot", "ls"],
+        ["snapshot", "mount", "app:1", "/mnt"],
+        ["snapshot", "run", "service:Service"],
+        ["snapshot", "run", "--call", "ask"],
+        ["snapshot", "run", "service:Service", "--call", "ask", "--timeout", "1"],
+        ["snapshot", "run", "service:Service", "--call", "ask", "--network", "/proc/self/ns/net"],
+        ["snapshot", "run", "service:Service", "--call", "ask", "--engine", "none"],
     ],
 )
 def test_what_is_not_plain_is_left_to_click(line: list[str]) -> None:
@@ -255,3 +291,9 @@ def test_a_plain_mount_loads_next_to_nothing(imagefs: World, tmp_path: Path) -> 
 def test_levels_and_modes_are_those_of_the_settings() -> None:
     assert declared.LOG_LEVELS == settings.LOG_LEVELS
     assert next(option.choices for option in declared.MOUNT if option.name == "mode") == settings.MODES
+
+
+def test_engines_and_the_time_for_an_answer_are_those_of_the_runner() -> None:
+    assert next(option.choices for option in declared.RUN if option.name == "engine") == ("auto", *NAMES)
+    by_hand = next(param.default for param in run_command.params if param.name == "timeout")
+    assert RARE["timeout"] == by_hand == CALL_SECONDS

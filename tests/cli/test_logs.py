@@ -49,6 +49,15 @@ def test_one_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert "imagefs logs" in capsys.readouterr().err
 
 
+def test_one_that_goes_meanwhile(runtime: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As that of a replica does which ends and has printed nothing: it is seen, and cannot be opened any more."""
+    (runtime / "logs/gone-3.log").symlink_to("nowhere")
+    assert main(["logs", "gone"]) == 6
+    assert "there is no log gone" in capsys.readouterr().err
+    assert main(["logs"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["LOG", "other-2", "service-1"]
+
+
 def test_where_nothing_ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("IMAGEFS_RUNTIME", str(tmp_path / "none"))
     assert main(["logs"]) == 0

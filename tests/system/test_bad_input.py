@@ -3,6 +3,7 @@
 The many cases run the conversion in this process; one of each class goes through the command.
 """
 
+import hashlib
 import json
 import re
 import resource
@@ -21,7 +22,7 @@ from imagefs.store.refs import Ref
 from tests.corpus import rawtar as t
 from tests.corpus.features import ROOT, noise
 from tests.corpus.hostile import BOMB_BYTES, GOOD, HOSTILE, flip
-from tests.corpus.oci import docker_archive, pack_directory, simple
+from tests.corpus.oci import Layer, docker_archive, pack_directory, simple, zstd_bomb
 from tests.system.world import World
 
 _LIMITS = Limits(max_layer_bytes=BOMB_BYTES // 3)
@@ -40,7 +41,7 @@ SAYS = {
     "diff_id_lies_below": rf"layer {_DIGEST} does not have the diff-id {_DIGEST}",
     "size_too_large": rf"layer {_DIGEST} has \d+ bytes, not the 1000000000 that the image says",
     "gzip_ends_early": rf"layer {_DIGEST} ends early",
-    "tar_ends_in_data": r"ends inside a file's data \(after 'b', near byte \d+",
+    "tar_ends_in_data": rf"ends inside a file's data \(after 'b', near byte \d+ of layer 1 of 1, {_DIGEST}\)",
     "gzip_bomb": rf"layer {_DIGEST} has more than \d+ bytes uncompressed",
     "zstd_bomb": rf"layer {_DIGEST} has more than \d+ bytes uncompressed",
     "no_fitting_platform": r"nothing for linux/\w+\nit has plan9/mips: choose with --platform",
@@ -51,8 +52,8 @@ SAYS = {
     "dotdot": r"'\.\./x' has a '\.\.' part.*\nan image must not name anything outside its root",
     "dotdot_hard_link": r"'\.\./\.\./\.\./etc/passwd' has a '\.\.' part.*\nan image must not name anything outside its root",
     "symlink_loop_on_the_way": r"'a' leads through .*a loop of them",
-    "hard_link_dangling": r"the hard link 'a' -> 'nowhere' names nothing\n.*must come before it",
-    "hard_link_circular": r"the hard link 'a' -> 'b' names nothing\n.*must come before it",
+    "hard_link_dangling": rf"the hard link 'a' -> 'nowhere' names nothing \(in layer 1 of 1, {_DIGEST}\)\n.*must come before it",
+    "hard_link_circular": rf"the hard link 'a' -> 'b' names nothing \(in layer 1 of 1, {_DIGEST}\)\n.*must come before it",
     "layer_of_an_unknown_type": rf"layer {_DIGEST} has the media type 'application/x-nobody', which this version does not read",
     "manifest_of_an_unknown_type": rf"{_DIGEST} has the media type 'application/x-nobody'",
     "layer_encrypted": rf"layer {_DIGEST} is encrypted\ndecrypt the image first: `skopeo copy --decryption-key`",
@@ -135,6 +136,27 @@ def test_what_is_said_is_said_of_what_there_is() -> None:
 
 def _tar(*members: bytes) -> bytes:
     return t.archive(ROOT, *members)
+
+
+@pytest.mark.parametrize("kind", ["oci", "docker-archive"])
+@pytest.mark.parametrize(
+    "bad, says",
+    [
+        (_tar(t.file(b"b", noise(30_000)))[:2048], r"^the layer ends inside a file's data \(after 'b', near byte 2048 of {}\)$"),
+        (_tar(t.file(b"../x")), r"^'\.\./x' has a '\.\.' part .*near byte \d+ of {}\)$"),
+        (_tar(t.hardlink(b"h", b"nowhere")), r"^the hard link 'h' -> 'nowhere' names nothing \(in {}\)$"),
+        (_tar(t.file(b"a/x")), r"^'a' is not a directory, and a layer has something below it \(in {}\)$"),
+    ],
+    ids=["ends", "dotdot", "dangling", "below-a-file"],
+)
+def test_what_is_wrong_inside_a_layer_says_in_which(kind: str, bad: bytes, says: str, bench: Bench, tmp_path: Path) -> None:
+    layers = [_tar(t.file(b"a", b"1")), bad, _tar(t.file(b"c", b"1"))]
+    if kind == "oci":
+        path = simple(tmp_path / "layout", *(Layer(layer, "") for layer in layers))
+    else:
+        path = docker_archive(tmp_path / "docker.tar", layers)
+    error = bench.refused(f"{kind}:{path}")
+    assert re.search(says.format(f"layer 2 of 3, sha256:{hashlib.sha256(bad).hexdigest()}"), error.message), error.message
 
 
 def small_archive(path: Path) -> Path:
@@ -248,8 +270,6 @@ def test_hostile_source_by_command(name: str, used_world: World, tmp_path: Path)
 
 def test_zstd_bomb_by_command(used_world: World, tmp_path: Path) -> None:
     """With the bounds as they are delivered: half a megabyte that becomes 16 GB ends early."""
-    from tests.corpus.oci import Layer, zstd_bomb  # noqa: PLC0415 # beside its only use
-
     source = simple(tmp_path / "layout", Layer(b"", "+zstd", stored=zstd_bomb(256 << 20) * 64))
     done = used_world.attempt("convert", f"oci:{source}", "bad", seconds=60)
     assert done.status in {3, 14}, done.err

@@ -90,7 +90,8 @@ def test_memory_does_not_grow_with_the_image(imagefs: World, tmp_path: Path) -> 
     source = large(tmp_path, 50)
     process = imagefs.start("convert", f"oci:{source}", "large", "--jobs", "2", "--json")
     peak = 0
-    while process.poll() is None:
+    end = time.monotonic() + DEADLINE
+    while process.poll() is None and time.monotonic() < end:
         with contextlib.suppress(OSError, StopIteration):
             lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
             peak = max(peak, next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")))
