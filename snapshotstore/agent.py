@@ -1,8 +1,8 @@
-"""``python -m snapshotstore.agent MODULE:CLASS``: what runs in the sandbox, as the program that is frozen and restored.
+"""``python -m snapshotstore.agent MODULE:CLASS FOLDER [MODULE...]``: what runs in the sandbox, as the program that is frozen and restored.
 
-It makes the object, runs what is to be done once, says that it can be frozen, and waits. When it finds what a replica is to be, it becomes
-that one: it takes environment, secrets and names from the host, draws new random numbers, runs what is to be done after every restore,
-connects, and answers calls until the connection ends.
+It imports the modules that are named, makes the object, runs what is to be done once, says that it can be frozen, and waits. When it
+finds what a replica is to be, it becomes that one: it takes environment, secrets and names from the host, draws new random numbers, runs
+what is to be done after every restore, connects, and answers calls until the connection ends.
 
 Promises:
 
@@ -67,7 +67,7 @@ def main() -> None:
     target, folder = sys.argv[1], Path(sys.argv[2] if len(sys.argv) > 2 else FOLDER)
     agent = Agent(folder)
     try:
-        service = agent.begin(target)
+        service = agent.begin(target, sys.argv[3:])
         torch = sys.modules.get("torch")
         agent.say("ready", python=platform.python_version(), torch=str(getattr(torch, "__version__", "")))
         agent.become(service, agent.wait())
@@ -144,10 +144,12 @@ class Agent:
 
     # -- before the snapshot --------------------------------------------------------------------------------------------------------
 
-    def begin(self, target: str) -> Service:
-        """Import the class, make the object, and do what is to be done once."""
+    def begin(self, target: str, preload: list[str]) -> Service:
+        """Import what is to be there before, then the class; make the object, and do what is to be done once."""
         with contextlib.suppress(FileNotFoundError):
             os.environ.update(json.loads((self._folder / BEGIN).read_bytes()))
+        for module in preload:
+            importlib.import_module(module)
         module, _, name = target.partition(":")
         kind = importlib.import_module(module)
         for part in name.split("."):

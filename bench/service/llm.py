@@ -11,7 +11,7 @@ LAYERS = 5
 WIDTH = 768
 
 
-@app.cls(image="llm:1", enable_memory_snapshot=True)
+@app.cls(image="llm:1", enable_memory_snapshot=True, preload=("torch", "transformers"))
 class Service:
     """Answers with the next token."""
 

@@ -136,14 +136,14 @@ def _settings(call: ast.Call, tree: ast.Module, constants: dict[str, ast.expr], 
     image = given.get("image")
     if not isinstance(image, str) or call.args or len(given) != len(call.keywords):
         raise UsageError(f"{place}: @app.cls needs image=..., by name", hint=_HINT)
-    if unknown := sorted(set(given) - {"image", "enable_memory_snapshot", "environment", "secrets", "fixed_layout"}):
+    if unknown := sorted(set(given) - {"image", "enable_memory_snapshot", "environment", "secrets", "fixed_layout", "preload"}):
         raise UsageError(f"{place}: @app.cls does not know {', '.join(unknown)}", hint=_HINT)
-    lists = [given.get(key, ()) for key in ("environment", "secrets")]
+    lists = [given.get(key, ()) for key in ("environment", "secrets", "preload")]
     if not all(isinstance(names, list | tuple) and all(isinstance(name, str) for name in names) for names in lists):
-        raise UsageError(f"{place}: environment and secrets are lists of names", hint=_HINT)
+        raise UsageError(f"{place}: environment, secrets and preload are lists of names", hint=_HINT)
     names = [tuple(listed) for listed in lists]
     frozen, fixed = bool(given.get("enable_memory_snapshot", False)), bool(given.get("fixed_layout", True))
-    return Settings(app, image, frozen, names[0], names[1], fixed)
+    return Settings(app, image, frozen, names[0], names[1], fixed, names[2])
 
 
 def _app(call: ast.Call, tree: ast.Module, constants: dict[str, ast.expr], place: str) -> str:

@@ -40,7 +40,7 @@ class Program:
     @property
     def argv(self) -> tuple[str, ...]:
         """The command line."""
-        return ("python3", "-m", "snapshotstore.agent", self.entry.target, REPLICA)
+        return ("python3", "-m", "snapshotstore.agent", self.entry.target, REPLICA, *self.entry.settings.preload)
 
     def sandbox(self, engine: Engine, *, name: str, home: Path, root: Path, lower: tuple[Path, ...], output: Path) -> Sandbox:
         """Return the sandbox: what it needs of this host is below ``home``, which has ``state`` and ``replica``."""
