@@ -269,11 +269,11 @@ class Writing:
         """Take the lease."""
         try:
             self._take()
+            if self._refused is None:
+                self._thread.start()
         except BaseException:
-            self._drop()
+            self._end()
             raise
-        if self._refused is None:
-            self._thread.start()
         return self
 
     def _take(self) -> None:
@@ -326,15 +326,18 @@ class Writing:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         """Give the lease up. One that cannot be deleted ends by itself."""
+        self._end()
+        if self._refused is not None and self._published and kind is None:
+            _log.warning(
+                "the store takes no leases from this user (%s): do not collect garbage while this user writes", self._refused.message
+            )
+
+    def _end(self) -> None:
         self._over.set()
         if self._thread.ident is not None:
             # A renewal that came after the end would be there for nothing.
             self._thread.join()
         self._drop()
-        if self._refused is not None and self._published and kind is None:
-            _log.warning(
-                "the store takes no leases from this user (%s): do not collect garbage while this user writes", self._refused.message
-            )
 
     def _drop(self) -> None:
         if self._refused is None:

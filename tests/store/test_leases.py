@@ -224,6 +224,19 @@ def test_a_writer_that_fails_gives_it_up_too(error: BaseException, local: Object
     assert set(threading.enumerate()) <= before
 
 
+def test_a_writer_that_is_interrupted_while_it_begins_gives_it_up_too(local: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+
+    def interrupted(self: threading.Thread) -> None:
+        start(self)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt), Writing(local, "convert"):
+        pass
+    assert names(local) == []
+
+
 def test_it_is_renewed_by_a_thread(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "RENEWALS", WRITER_LIFE / 0.02)
     renewed = threading.Event()
