@@ -92,7 +92,7 @@ class _Room:
         """Give it back."""
         with self._condition:
             self._used -= size
-            self._condition.notify()
+            self._condition.notify_all()
 
 
 @dataclass(slots=True)

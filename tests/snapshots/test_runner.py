@@ -220,10 +220,10 @@ def test_a_method_is_called_from_python(service_place: Place, monkeypatch: pytes
     (key,) = place.refs()
     snapshot = get_manifest(place.store, read(place.store, Ref(*key.removeprefix("refs/").rsplit("/", 1))).manifest)
     blobs = {snapshot.tree.digest, snapshot.objects.digest, *(blob.digest for blob in pages_of(snapshot.annotations))}
-    # But for the blobs of profiles, which are the daemon's.
+    # But for what is the daemon's: profiles, its lease, and what it is writing.
     made = {*place.store_folder.rglob("*")} - before
     made = {path for path in made if path.parent.name != "blobs" or path.name in blobs}
-    made = {path for path in made if "profiles" not in path.parts}
+    made = {path for path in made if not {"profiles", "leases", "tmp"} & {*path.relative_to(place.store_folder).parts}}
     made |= {path for path in config.runtime.iterdir() if path.name in {"logs", "runners", "engines.json"}}
     made |= {*(config.runtime / "logs").iterdir(), config.cache.with_name(config.cache.name + "-checkpoints")}
     assert len(made) > 10
