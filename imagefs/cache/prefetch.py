@@ -140,16 +140,19 @@ class Prefetch:
 
     async def reached(self, share: float) -> None:
         """Wait until that share is here, or no more of it is to be expected soon."""
-        while not self._has_stopped() and not (self._plan.content and self.share >= share):
+        since = trio.current_time()
+        while not self._has_stopped(since) and not (self._plan.content and self.share >= share):
             await self._rest()
 
     async def done(self) -> None:
         """Wait until no more is to be expected soon, of what few starts touch either."""
-        while not self._has_stopped():
+        since = trio.current_time()
+        while not self._has_stopped(since):
             await self._rest()
 
-    def _has_stopped(self) -> bool:
-        return (self._ended and not self._coming) or trio.current_time() - self._sent >= _STALLED
+    def _has_stopped(self, since: float) -> bool:
+        """Say whether nothing more comes: nothing was sent for a while, of which who waits since then was there for all."""
+        return (self._ended and not self._coming) or trio.current_time() - max(self._sent, since) >= _STALLED
 
     # -- the task -------------------------------------------------------------------------------------------------------------------
 
