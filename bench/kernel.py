@@ -69,7 +69,7 @@ def _against_ext4(run: Run, product: Product, point: Path, ext4: Path, name: str
 
 
 def _overlay_alone(run: Run, tmp: Path) -> None:
-    """Tell what the kernel's overlayfs costs a walk with nothing of ours in it: over the ext4 tree itself, and an empty directory."""
+    """Tell what the kernel's overlayfs costs with nothing of ours in it: over the ext4 tree itself, and an empty directory."""
     over, empty = tmp / "over", tmp / "empty"
     for folder in (over, empty):
         folder.mkdir()
@@ -79,6 +79,9 @@ def _overlay_alone(run: Run, tmp: Path) -> None:
             walk(root)
         mine, _, ratio = paired(max(run.runs, 15), lambda: seconds(lambda: walk(over)), lambda: seconds(lambda: walk(tmp / "ext4")))
         run.add("walk, warm / ext4, overlayfs over that ext4 alone", ratio, "x", note=f"{mine:.3f} s")
+        import_torch(over)
+        mine, _, ratio = paired(max(run.runs, 15), lambda: import_torch(over), lambda: import_torch(tmp / "ext4"))
+        run.add("import torch / ext4, overlayfs over that ext4 alone", ratio, "x", note=f"{mine:.3f} s")
     finally:
         timed("umount", over)
 
