@@ -133,6 +133,9 @@ def have_memory() -> None:
     timed(sys.executable, "-c", _TOUCH)
 
 
+# What is installed has its bytecode; a shell that keeps Python from writing any would have each command here compile itself anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 #: What a mount is given that must be as cold as its host: no start of before may help it, and none is remembered.
 FORGETFUL = ("--no-prefetch", "--no-record")
 
