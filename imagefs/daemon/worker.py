@@ -74,6 +74,10 @@ from imagefs.store.lazy import LazyStore
 from imagefs.store.opening import prepared
 from imagefs.store.patient import PatientReads
 
+_SWITCH_SECONDS: Final = 0.0005
+"""How long a thread keeps the interpreter from one that wants it. What answers readers waits for it behind those that land and plan: at the
+interpreter's own 5 ms the p99 of a read from RAM grew five- to ninefold while the link was full, with this less than fourfold."""
+
 _SHUTDOWN_SECONDS: Final = 30.0
 _SETTLE_SECONDS: Final = 5.0
 _PATROL_SECONDS: Final = 2.0
@@ -99,6 +103,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     faulthandler.enable()
+    sys.setswitchinterval(_SWITCH_SECONDS)
     os.chdir("/")
     given = json.loads(sys.argv[1])
     belong_to(given["pid"])
