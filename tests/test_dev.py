@@ -14,6 +14,7 @@ from typing import Final
 import pytest
 
 from tests.checkout import ROOT, setup
+from tests.system.world import missing
 
 _CALLED: Final = 'echo "${0##*/} $*" >>"$MACHINE/calls"\n'
 _MACHINE: Final[Mapping[str, str]] = {
@@ -135,7 +136,7 @@ def test_an_engine_that_went_is_got_again(machine: Machine) -> None:
 def test_this_checkout_is_set_up(tmp_path: Path) -> None:
     """As it has to be for its tests."""
     if not (ROOT / ".venv/.setup-stamp").exists():
-        pytest.skip("this environment was not made by ./dev setup")
+        missing("this environment was not made by ./dev setup")
     made = [ROOT / name for name in (".venv/.setup-stamp", ".venv/bin", ".cache/engines/bin")]
     before = _state(*made)
     assert setup(tmp_path) == (0, "")
