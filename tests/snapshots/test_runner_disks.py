@@ -18,7 +18,7 @@ from snapshotstore.runner.entry import Entry
 from snapshotstore.runner.runner import COLD, RESTORED
 from tests.snapshots.services import Host, Place
 from tests.snapshots.test_runner_faults import RIGHT, SERVICE
-from tests.system.world import detach, require, tool
+from tests.system.world import detach, require, tool, wait_until
 
 _EXT4_SHUTDOWN = 0x8004587D  # _IOR('X', 125, __u32): from then on all that asks the disk fails with EIO
 _NO_FLUSH = 2
@@ -108,7 +108,8 @@ def test_a_cache_disk_that_fills_up_during_a_restore(
     before_restores(lambda: fill(disk))
     answer = service_place.runner("poor").call(service, "ask", [], {})
     assert (answer.result, answer.started, answer.reason) == (RIGHT, RESTORED, "")
-    assert client.stats(host.config)["ssd_write_errors"] > 0
+    # What was fetched lands later than it is read.
+    wait_until(lambda: client.stats(host.config)["ssd_write_errors"] > 0, "what was fetched to be refused by the disk")
 
 
 def test_no_room_for_the_index_of_a_snapshot_is_a_cold_start(service_place: Place, service: Entry, host: Host, disk: Path) -> None:

@@ -235,6 +235,7 @@ def test_who_reads_everything_at_random_under_a_profile_moves_it_once(world: Wor
 def test_who_reads_nothing_has_what_the_profiles_name_and_no_more(world: World) -> None:
     point = world.mount("test", "mnt", "--no-record")
     list(point.rglob("*"))
-    wait_until(lambda: world.stats()["prefetches"] == 0, "nothing more to be fetched", 40)
+    wait_until(lambda: world.stats()["prefetches"] == 0, "all of it to be asked for", 40)
+    wait_until(lambda: world.stats()["gets_in_flight"] == 0, "what is on its way to come")
     assert 2 * NEEDED <= world.stats()["store_bytes"] < 2.05 * NEEDED
     world.umount(point)
