@@ -12,6 +12,7 @@ _SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False
 _DOCUMENTS = st.recursive(
     _SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4), max_leaves=20
 )
+_DOCUMENTS.validate()  # else the first test that draws a text has the time of building the table of all characters counted as its own
 
 
 @given(st.dictionaries(st.text(st.characters()), _DOCUMENTS, max_size=8))
