@@ -61,8 +61,10 @@ class DiskReads:
         assert slab is not None
         failed: Frames = frames
         is_over = False
+        # The reader's own deadline may be a moment earlier.
+        until = min(trio.current_effective_deadline(), trio.current_time() + self._deadline)
         try:
-            with trio.move_on_after(self._deadline):
+            with trio.move_on_at(until):
                 try:
                     failed = await trio.to_thread.run_sync(
                         read_pieces, part, load.file, frames, abandon_on_cancel=True, limiter=self._threads[load.demand]
@@ -75,7 +77,9 @@ class DiskReads:
                 # The thread that hangs may write to this slab whenever it wakes.
                 slab.dropped = DeadlineError(f"the cache disk did not answer within {self._deadline:g} s")
                 self._ram.drop(slab)
-                self._flights.fail([(tag, frame, slab.dropped) for tag, frame in frames], store=False)
+                # That a read is given up because the daemon ends says nothing of the disk.
+                is_late = trio.current_time() >= until
+                self._flights.fail([(tag, frame, slab.dropped) for tag, frame in frames], store=False, remember=is_late)
         if not is_over:
             return []
         bad = {piece for (_, piece), _ in failed}

@@ -358,3 +358,31 @@ def test_a_disk_that_hangs_is_what_readers_and_the_log_are_told_of(host: Host, m
     events = [event for event in host.log.events if event["event"] == "frame_failed"]
     assert len(events) == WINDOW // FRAME - first
     assert {(event["tier"], event["error"]) for event in events} == {("ssd", "the cache disk did not answer within 0.5 s")}
+
+
+def test_of_a_read_that_ends_with_the_daemon_the_log_says_nothing(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each reload under load logged, of a disk that was well, that it did not answer within the deadline."""
+    data = noise(WINDOW)
+    host.maker.file("big", data)
+    begun, wakes = threading.Event(), threading.Event()
+
+    def hang(part: Part, file: OpenFile, frames: Frames) -> Frames:
+        begun.set()
+        wakes.wait(30)
+        return read_pieces(part, file, frames)
+
+    async def fill(fetcher: Fetcher, disk: DiskTier, record: Callable[[bytes], ObjectRecord]) -> None:
+        assert await read(fetcher, record(data), 0, WINDOW) == data
+        await disk.settled()
+
+    async def ending(fetcher: Fetcher, _: DiskTier, record: Callable[[bytes], ObjectRecord]) -> None:
+        monkeypatch.setattr(disk_reads, "read_pieces", hang)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fetcher.read, record(data), 0, WINDOW)
+            assert await trio.to_thread.run_sync(begun.wait, 10)
+            nursery.cancel_scope.cancel()
+
+    host.run(fill)
+    host.run(ending)
+    wakes.set()
+    assert not host.log.events
