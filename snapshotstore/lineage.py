@@ -163,10 +163,11 @@ def _fitting(blobs: Iterable[BlobName]) -> list[BlobName]:
 
 
 def _pointer(store: ObjectStore, key: str) -> list[BlobName]:
-    if store.head(key).size > _POINTER_MAX:
+    data, size, _ = store.start(key, _POINTER_MAX)
+    if size > _POINTER_MAX:
         raise IntegrityError(f"{key} is longer than {_POINTER_MAX} bytes")
     try:
-        pointer = msgspec.json.decode(store.get(key), type=Pointer)
+        pointer = msgspec.json.decode(data, type=Pointer)
     except msgspec.MsgspecError as error:
         raise IntegrityError(f"{key} is damaged: {error}") from error
     if pointer.format != POINTER_FORMAT:

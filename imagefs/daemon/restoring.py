@@ -14,7 +14,7 @@ import trio
 from imagefs.cache.image import Image, open_image
 from imagefs.errors import ImageFSError, NotFoundError
 from imagefs.mount.table import MountTable
-from imagefs.store.base import BlobSource, ByteRange, KeyInfo
+from imagefs.store.base import BlobSource, ByteRange, KeyInfo, Start
 
 _AT_ONCE: Final = 4
 _AGAIN_SECONDS: Final = 5.0
@@ -26,6 +26,11 @@ class Nowhere:
     def get(self, key: str, byte_range: ByteRange | None = None) -> bytes:
         """Have nothing."""
         del byte_range
+        raise NotFoundError(f"{key} is not on this host")
+
+    def start(self, key: str, most: int) -> Start:
+        """Have nothing."""
+        del most
         raise NotFoundError(f"{key} is not on this host")
 
     def head(self, key: str) -> KeyInfo:

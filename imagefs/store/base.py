@@ -16,7 +16,7 @@ Keys are ``/``-separated relative paths of ``[A-Za-z0-9._-]`` parts; anything el
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol, overload, runtime_checkable
+from typing import Final, NamedTuple, Protocol, overload, runtime_checkable
 
 from imagefs.digest import Buffer
 
@@ -44,6 +44,19 @@ class KeyInfo:
     mtime: float
 
 
+class Start(NamedTuple):
+    """How a blob begins: the first bytes of it, or all; its ``size``; and where these are all, its version for ``replace``."""
+
+    data: bytes
+    size: int
+    version: str
+
+    @property
+    def is_all(self) -> bool:
+        """Whether there are no more bytes."""
+        return len(self.data) == self.size
+
+
 class BlobSource(Protocol):
     """What reading takes of an :class:`ObjectStore`."""
 
@@ -54,6 +67,9 @@ class BlobSource(Protocol):
     def get(self, key: str, byte_range: ByteRange | None = ...) -> Buffer: ...
 
     def get(self, key: str, byte_range: ByteRange | None = None) -> Buffer:
+        """See :class:`ObjectStore`."""
+
+    def start(self, key: str, most: int) -> Start:
         """See :class:`ObjectStore`."""
 
     def head(self, key: str) -> KeyInfo:
@@ -99,6 +115,12 @@ class ObjectStore(Protocol):
         """Return the blob, or exactly the bytes of ``byte_range``, which may be any buffer: packs are read so, and not copied.
 
         ``NotFoundError`` if there is no such key; ``IntegrityError`` if the blob ends before ``byte_range.end``.
+        """
+
+    def start(self, key: str, most: int) -> Start:
+        """Return the first ``most`` bytes of a blob, or all where it has no more, by one request. ``NotFoundError`` if absent.
+
+        For what has a bound on its size, or a size that is not known.
         """
 
     def get_versioned(self, key: str) -> tuple[bytes, str]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import overload
 
 from imagefs.digest import Buffer
-from imagefs.store.base import ByteRange, KeyInfo, ObjectStore
+from imagefs.store.base import ByteRange, KeyInfo, ObjectStore, Start
 
 
 class ForwardingStore(ABC):
@@ -33,6 +33,10 @@ class ForwardingStore(ABC):
     def get(self, key: str, byte_range: ByteRange | None = None) -> Buffer:
         """See the protocol."""
         return self._reached().get(key, byte_range)
+
+    def start(self, key: str, most: int) -> Start:
+        """See the protocol."""
+        return self._reached().start(key, most)
 
     def get_versioned(self, key: str) -> tuple[bytes, str]:
         """See the protocol."""

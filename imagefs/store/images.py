@@ -13,7 +13,7 @@ import zstandard
 from imagefs.digest import Buffer, Hasher, digest_of
 from imagefs.errors import IntegrityError, NotFoundError, StoreFullError
 from imagefs.format.manifest import MAX_MANIFEST, Manifest, decode, encode
-from imagefs.store.base import BlobSource, ByteRange, ObjectStore, blob_key, manifest_key
+from imagefs.store.base import BlobSource, ByteRange, ObjectStore, Start, blob_key, manifest_key
 
 BLOB_LEVEL: Final = 3
 _STEP: Final = 4 * 1024 * 1024
@@ -35,18 +35,17 @@ def put_blob(store: ObjectStore, raw: Buffer) -> tuple[str, int]:
 
 def get_blob(store: BlobSource, name: str, size: int) -> bytes:
     """Return a blob of ``size`` bytes. ``IntegrityError`` if it is not what its name says."""
-    return b"".join(_blob_chunks(store, name, size, store.head(blob_key(name)).size))
+    return b"".join(_blob_chunks(store, name, size, store.start(blob_key(name), _STEP)))
 
 
 def check_blob(store: BlobSource, name: str) -> None:
     """Read all of a blob, whatever its size, in bounded memory. ``IntegrityError`` if it is not what its name says."""
-    stored = store.head(blob_key(name)).size
-    head = store.get(blob_key(name), ByteRange(0, min(stored, _HEADER_MAX))) if stored else b""
+    start = store.start(blob_key(name), _STEP)
     try:
-        size = zstandard.frame_content_size(bytes(head))
+        size = zstandard.frame_content_size(start.data[:_HEADER_MAX])
     except zstandard.ZstdError as error:
         raise IntegrityError(f"blob {name} is damaged: {error}") from error
-    for _ in _blob_chunks(store, name, size, stored):
+    for _ in _blob_chunks(store, name, size, start):
         pass
 
 
@@ -56,10 +55,10 @@ def fetch_blob_to(store: BlobSource, name: str, size: int, path: Path) -> int:
     Memory is bounded whatever the size.
     """
     temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
-    stored = store.head(blob_key(name)).size
+    start = store.start(blob_key(name), _STEP)
     try:
         with temporary.open("xb", buffering=0) as file:
-            for chunk in _blob_chunks(store, name, size, stored):
+            for chunk in _blob_chunks(store, name, size, start):
                 view = memoryview(chunk)
                 while view:
                     view = view[file.write(view) :]
@@ -72,22 +71,21 @@ def fetch_blob_to(store: BlobSource, name: str, size: int, path: Path) -> int:
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
-    return stored
+    return start.size
 
 
-def _blob_chunks(store: BlobSource, name: str, size: int, stored: int) -> Iterator[bytes]:
-    """Yield a blob's bytes, ``stored`` of them as they are in the store, in pieces. The last comes only after the whole was verified."""
+def _blob_chunks(store: BlobSource, name: str, size: int, start: Start) -> Iterator[bytes]:
+    """Yield a blob's bytes in pieces; it starts so as it is stored. The last comes only after the whole was verified."""
     key = blob_key(name)
     hasher = Hasher()
     seen = 0
     held = b""
     decompressor = zstandard.ZstdDecompressor().decompressobj()
     try:
-        for start in range(0, stored, _STEP):
-            piece = memoryview(store.get(key, ByteRange(start, min(start + _STEP, stored))))
+        for piece in _as_stored(store, key, start):
             # Small bites bound what one call may inflate to, whatever the bytes are: zstd makes 128 KiB of four bytes.
             if decompressor.eof:
-                break
+                raise IntegrityError(f"blob {name} is damaged: it has something behind its end")
             for at in range(0, len(piece), _BITE):
                 data = decompressor.decompress(piece[at : at + _BITE])
                 seen += len(data)
@@ -99,11 +97,18 @@ def _blob_chunks(store: BlobSource, name: str, size: int, stored: int) -> Iterat
                     held = data
     except zstandard.ZstdError as error:
         raise IntegrityError(f"blob {name} is damaged: {error}") from error
-    if not decompressor.eof or decompressor.unused_data or start + _STEP < stored:
+    if not decompressor.eof or decompressor.unused_data:
         raise IntegrityError(f"blob {name} is damaged: it is cut off, or has something behind its end")
     if seen != size or hasher.digest().hex() != name:
         raise IntegrityError(f"blob {name} is damaged: its bytes do not have that digest")
     yield held
+
+
+def _as_stored(store: BlobSource, key: str, start: Start) -> Iterator[memoryview]:
+    """Yield a blob as it is stored, in pieces."""
+    yield memoryview(start.data)
+    for at in range(len(start.data), start.size, _STEP):
+        yield memoryview(store.get(key, ByteRange(at, min(at + _STEP, start.size))))
 
 
 def put_manifest(store: ObjectStore, manifest: Manifest) -> tuple[str, int]:
@@ -117,11 +122,11 @@ def get_manifest(store: BlobSource, name: str) -> Manifest:
     """Return a manifest, verified."""
     key = manifest_key(name)
     try:
-        if store.head(key).size > MAX_MANIFEST:
-            raise IntegrityError(f"manifest {name} is longer than {MAX_MANIFEST} bytes")
-        data = store.get(key)
+        data, size, _ = store.start(key, MAX_MANIFEST)
     except NotFoundError as error:
         raise NotFoundError(f"the store has no manifest {name}", hint="its ref points at nothing: convert the image again") from error
+    if size > MAX_MANIFEST:
+        raise IntegrityError(f"manifest {name} is longer than {MAX_MANIFEST} bytes")
     if digest_of(data).hex() != name:
         raise IntegrityError(f"manifest {name} is damaged: its bytes do not have that digest", hint="convert the image again")
     return decode(data)

@@ -66,9 +66,9 @@ def get_pointer(store: BlobSource, layer: str) -> LayerPointer:
     layer; and the store's errors.
     """
     key = layer_key(layer)
-    if store.head(key).size > _POINTER_MAX:
+    data, size, _ = store.start(key, _POINTER_MAX)
+    if size > _POINTER_MAX:
         raise IntegrityError(f"{key} is longer than {_POINTER_MAX} bytes")
-    data = store.get(key)
     try:
         if (found := msgspec.json.decode(data, type=_Head).format) != POINTER_FORMAT:
             raise UnsupportedError(f"{key} has format {found}: this version reads {POINTER_FORMAT}")

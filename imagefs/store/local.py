@@ -22,7 +22,7 @@ from typing import Final
 
 from imagefs.digest import Buffer, digest_of
 from imagefs.errors import AccessError, ConflictError, ImageFSError, IntegrityError, NotFoundError, StoreError, StoreFullError, UsageError
-from imagefs.store.base import ByteRange, KeyInfo
+from imagefs.store.base import ByteRange, KeyInfo, Start
 from imagefs.syscalls import syncfs
 
 _KEY: Final = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9._+-]*(/[A-Za-z0-9_+-][A-Za-z0-9._+-]*)*")
@@ -72,6 +72,17 @@ class _GroupSync:
             raise OSError(error, os.strerror(error))
 
 
+def _read(descriptor: int, key: str, start: int, end: int) -> bytes:
+    """Return bytes ``start`` to ``end`` of a key's file. ``IntegrityError`` if it ends before."""
+    data = os.pread(descriptor, end - start, start)
+    while len(data) < end - start:
+        more = os.pread(descriptor, end - start - len(data), start + len(data))
+        if not more:
+            raise IntegrityError(f"{key} ends at byte {start + len(data)}: {end} were to be read")
+        data += more
+    return data
+
+
 class LocalStore:
     """A store in the directory ``root``, which must be one (:func:`~imagefs.store.opening.open_store` checks and creates)."""
 
@@ -97,19 +108,25 @@ class LocalStore:
 
     def get(self, key: str, byte_range: ByteRange | None = None) -> bytes:
         """See :meth:`ObjectStore.get <imagefs.store.base.ObjectStore.get>`."""
+        with self._opened(key) as (descriptor, size):
+            start, end = (0, size) if byte_range is None else (byte_range.start, byte_range.end)
+            return _read(descriptor, key, start, end)
+
+    def start(self, key: str, most: int) -> Start:
+        """See the protocol."""
+        with self._opened(key) as (descriptor, size):
+            data = _read(descriptor, key, 0, min(size, most))
+        return Start(data, size, digest_of(data).hex() if len(data) == size else "")
+
+    @contextmanager
+    def _opened(self, key: str) -> Iterator[tuple[int, int]]:
+        """Open a key's file; give the descriptor and the size."""
         with _errors(key):
             descriptor = os.open(self._path(key), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
-                start, end = (0, os.fstat(descriptor).st_size) if byte_range is None else (byte_range.start, byte_range.end)
-                data = os.pread(descriptor, end - start, start)
-                while len(data) < end - start:
-                    more = os.pread(descriptor, end - start - len(data), start + len(data))
-                    if not more:
-                        raise IntegrityError(f"{key} ends at byte {start + len(data)}: {end} were to be read")
-                    data += more
+                yield descriptor, os.fstat(descriptor).st_size
             finally:
                 os.close(descriptor)
-        return data
 
     def get_versioned(self, key: str) -> tuple[bytes, str]:
         """See the protocol; a version is the digest of the bytes."""

@@ -11,7 +11,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 import msgspec
 
 from imagefs.errors import AccessError, ConflictError, NotFoundError, StoreError, UnsupportedError, UsageError
-from imagefs.store.base import MARKER_KEY, STORE_FORMAT, KeyInfo, ObjectStore
+from imagefs.store.base import MARKER_KEY, STORE_FORMAT, ObjectStore, Start
 from imagefs.store.local import LocalStore, refusal
 from imagefs.store.s3_url import S3Place, is_s3_url, parse_s3_url
 
@@ -115,11 +115,11 @@ def _open_s3(place: S3Place, *, create: bool, made: "Prepared | None" = None) ->
 
     store = S3Store(place, made)
     try:
-        marker = _marker_of(store)
+        marker = store.marker(_MARKER_MAX)
         if marker is None:
             occupied = store.holds_something(make_bucket=create)
             # What lies there may be a store that another has made since we looked.
-            if not (occupied and _marker_of(store)):
+            if not (occupied and store.marker(_MARKER_MAX)):
                 _refuse_or_make(store, occupied=occupied, create=create)
         _check(store, store.url, marker)
         store.settle()
@@ -141,23 +141,18 @@ def _refuse_or_make(store: ObjectStore, *, occupied: bool, create: bool) -> None
     _mark(store)
 
 
-def _marker_of(store: ObjectStore) -> KeyInfo | None:
-    with suppress(NotFoundError):
-        return store.head(MARKER_KEY)
-    return None
-
-
 def _mark(store: ObjectStore) -> None:
     # Another writer may make it at the same moment.
     with suppress(ConflictError):
         store.replace(MARKER_KEY, msgspec.json.encode({"format": STORE_FORMAT}) + b"\n", version=None)
 
 
-def _check(store: ObjectStore, root: str, marker: KeyInfo | None = None) -> None:
+def _check(store: ObjectStore, root: str, marker: Start | None = None) -> None:
     try:
-        if (marker or store.head(MARKER_KEY)).size > _MARKER_MAX:
+        marker = marker or store.start(MARKER_KEY, _MARKER_MAX)
+        if not marker.is_all:
             raise StoreError(f"{root} is not a store: its {MARKER_KEY} is too long", hint=_NO_MARKER)
-        found = msgspec.json.decode(store.get(MARKER_KEY), type=_Marker)
+        found = msgspec.json.decode(marker.data, type=_Marker)
     except (msgspec.MsgspecError, NotFoundError) as error:
         raise StoreError(f"{root} is not a store: its {MARKER_KEY} cannot be read: {error}", hint=_NO_MARKER) from error
     if found.format != STORE_FORMAT:

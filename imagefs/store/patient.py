@@ -10,7 +10,7 @@ from typing import Final, TypeVar, overload
 
 from imagefs.digest import Buffer
 from imagefs.errors import DeadlineError, ImageFSError, StoreError
-from imagefs.store.base import ByteRange, KeyInfo, ObjectStore
+from imagefs.store.base import ByteRange, KeyInfo, ObjectStore, Start
 
 _FIRST: Final = 0.1
 _LONGEST: Final = 3.0
@@ -34,6 +34,10 @@ class PatientReads:
     def get(self, key: str, byte_range: ByteRange | None = None) -> Buffer:
         """See the protocol."""
         return self._persist(lambda: self._store.get(key, byte_range))
+
+    def start(self, key: str, most: int) -> Start:
+        """See the protocol."""
+        return self._persist(lambda: self._store.start(key, most))
 
     def head(self, key: str) -> KeyInfo:
         """See the protocol."""

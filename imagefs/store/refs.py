@@ -16,7 +16,7 @@ import msgspec
 
 from imagefs.digest import is_hex_digest
 from imagefs.errors import ConflictError, IntegrityError, NotFoundError, UnsupportedError, UsageError
-from imagefs.store.base import ObjectStore, manifest_key, ref_key
+from imagefs.store.base import ObjectStore, Start, manifest_key, ref_key
 
 REF_FORMAT: Final = 1
 _REF_MAX: Final = 64 * 1024
@@ -79,19 +79,22 @@ def read_versioned(store: ObjectStore, ref: Ref) -> tuple[RefDocument, str]:
 def version_of(store: ObjectStore, ref: Ref) -> str | None:
     """Return a ref's version for :func:`move`, whatever it holds; None if it is not there."""
     try:
-        if store.head(ref.key).size > _REF_MAX:
-            raise IntegrityError(f"ref {ref} is longer than {_REF_MAX} bytes", hint="`imagefs rm` removes it")
-        return store.get_versioned(ref.key)[1]
+        return _start(store, ref).version
     except NotFoundError:
         return None
 
 
+def _start(store: ObjectStore, ref: Ref) -> Start:
+    """Read a ref. ``IntegrityError`` if it is longer than any is."""
+    found = store.start(ref.key, _REF_MAX)
+    if not found.is_all:
+        raise IntegrityError(f"ref {ref} is longer than {_REF_MAX} bytes", hint="`imagefs rm` removes it")
+    return found
+
+
 def _read(store: ObjectStore, ref: Ref) -> tuple[RefDocument, str]:
     try:
-        # Before it is read: a bound that is checked afterwards bounds nothing.
-        if store.head(ref.key).size > _REF_MAX:
-            raise IntegrityError(f"ref {ref} is longer than {_REF_MAX} bytes", hint="`imagefs rm` removes it")
-        data, version = store.get_versioned(ref.key)
+        data, _, version = _start(store, ref)
     except NotFoundError:
         raise NotFoundError(f"the store has no image {ref}", hint=_nearest(store, ref)) from None
     try:
@@ -124,11 +127,13 @@ def publish(store: ObjectStore, ref: Ref, manifest: str) -> None:
     document = _document(manifest)
     for attempt in range(_TRIES):
         try:
-            if store.head(ref.key).size > _REF_MAX:
-                store.delete(ref.key)
-            version: str | None = store.get_versioned(ref.key)[1]
+            found = store.start(ref.key, _REF_MAX)
         except NotFoundError:
-            version = None
+            version: str | None = None
+        else:
+            version = found.version if found.is_all else None
+            if version is None:
+                store.delete(ref.key)
         try:
             store.replace(ref.key, document, version=version)
         except ConflictError:

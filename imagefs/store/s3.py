@@ -23,7 +23,7 @@ from botocore.exceptions import ClientError
 
 from imagefs.digest import Buffer
 from imagefs.errors import AccessError, ConflictError, ImageFSError, NotFoundError, StoreError, UsageError
-from imagefs.store.base import MARKER_KEY, ByteRange, KeyInfo, Moment
+from imagefs.store.base import MARKER_KEY, ByteRange, KeyInfo, Moment, Start
 from imagefs.store.s3_errors import FAILURES, code_of, explain, is_outdated, status_of
 from imagefs.store.s3_ranges import exactly
 from imagefs.store.s3_session import Connection, Prepared
@@ -99,14 +99,26 @@ class S3Store:
 
     def get_versioned(self, key: str) -> tuple[bytes, str]:
         """See the protocol; a version is the ETag."""
+        found = self._start(key, None)
+        return found.data, found.version
+
+    def start(self, key: str, most: int) -> Start:
+        """See the protocol. No range is asked for, which an empty object would not have; the connection ends with what is not read."""
+        return self._start(key, most)
+
+    def _start(self, key: str, most: int | None) -> Start:
         name = self._name(key)
 
-        def ask(client: "S3Client") -> tuple[bytes, str]:
+        def ask(client: "S3Client") -> Start:
             answer = client.get_object(Bucket=self._place.bucket, Key=name)
             with closing(answer["Body"]) as body:
-                if not answer.get("ETag"):
-                    raise StoreError(f"the store gives {key} without an ETag", hint="is it an S3 server?")
-                return body.read(), answer["ETag"]
+                size, version = answer["ContentLength"], answer["ETag"]
+                if most is None or size <= most:
+                    return Start(body.read(), size, version)
+                data = body.read(most)
+            if len(data) != most:
+                raise StoreError(f"the store gave {len(data)} bytes of {key} for {most}")
+            return Start(data, size, "")
 
         return self._ask("GetObject", key, ask)
 
@@ -266,6 +278,17 @@ class S3Store:
         insistently(lambda: self._ask("PutObject", MARKER_KEY, put))
 
     # -- what opening a store needs ---------------------------------------------------------------------------------------------------
+
+    def marker(self, most: int) -> Start | None:
+        """Return how the marker starts; None if there is none, or no bucket."""
+        try:
+            return self.start(MARKER_KEY, most)
+        except NotFoundError:
+            return None
+        except StoreError as error:
+            if code_of(error.__cause__) != "NoSuchBucket":
+                raise
+            return None
 
     def holds_something(self, *, make_bucket: bool) -> bool:
         """Whether there is anything below the prefix that is neither a folder's own key nor under ``tmp/``.

@@ -40,8 +40,15 @@ class StoreConformance:
         with pytest.raises(IntegrityError):
             store.get("packs/a", ByteRange(5, 11))
 
+    @pytest.mark.parametrize("size", [0, 1, 9, 10, 11, 3_000_000])
+    def test_a_start_is_so_many_bytes_or_all(self, store: ObjectStore, size: int) -> None:
+        data = bytes(n % 251 for n in range(size))
+        version = store.replace("refs/a/b", data, version=None)
+        assert store.start("refs/a/b", 10) == (data[:10], size, version if size <= 10 else "")
+        assert store.start("refs/a/b", 10).is_all == (size <= 10)
+
     def test_what_is_not_there(self, store: ObjectStore) -> None:
-        for call in (store.get, store.head, store.get_versioned):
+        for call in (store.get, store.head, store.get_versioned, lambda key: store.start(key, 10)):
             with pytest.raises(NotFoundError):
                 call("packs/none")
         assert store.delete("packs/none") is False

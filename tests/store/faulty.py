@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from imagefs.digest import Buffer
-from imagefs.store.base import ByteRange, KeyInfo, ObjectStore
+from imagefs.store.base import ByteRange, KeyInfo, ObjectStore, Start
 
 
 @dataclass(slots=True)
@@ -71,6 +71,11 @@ class FaultyStore:
         change = self._enter("get", key)
         data = bytes(self.inner.get(key, byte_range))
         return change(data) if change else data
+
+    def start(self, key: str, most: int) -> Start:
+        change = self._enter("get", key)  # a fault that hits what is read hits this as well
+        found = self.inner.start(key, most)
+        return Start(changed := change(found.data), len(changed), found.version) if change else found
 
     def get_versioned(self, key: str) -> tuple[bytes, str]:
         change = self._enter("get_versioned", key)

@@ -68,7 +68,7 @@ ANSWERS = {
     "too many": (Reply(429, b"slow", {"Retry-After": "7"}), StoreError, "busy"),
     "full": (error(507, "InsufficientStorage"), StoreFullError, "no room"),
     "html": (_page(404), StoreError, "does not answer like an S3 server"),
-    "html 200": (_page(200), StoreError, "does not give parts|without an ETag"),
+    "html 200": (_page(200), StoreError, "does not give parts|has no ETag"),
     "html 502": (_page(502), StoreError, "does not answer like an S3 server"),
     "garbage": (Reply(raw=b"\x00\x01\x02 what?\r\n\r\n"), StoreError, "broke"),
     "unwell": (error(500, "InternalError"), StoreError, "InternalError.*Message of InternalError"),

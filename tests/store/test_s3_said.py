@@ -85,7 +85,7 @@ ANSWERS: dict[str, tuple[Callable[[Request], Reply | None], int, str]] = {
         r"there is no bucket bucket at http://127.0.0.1:\d+\ncheck --store and AWS_ENDPOINT_URL_S3",
     ),
     "clock": (_late, ACCESS, r"its clock and the store's differ by (719\d|720\d) s\n.*timedatectl"),
-    "a web page for everything": (lambda _: _page(200), STORE, _NO_S3.format("its answer to HeadObject has no LastModified")),
+    "a web page for everything": (lambda _: _page(200), STORE, _NO_S3.format("its answer to GetObject has no ETag")),
     "a web page that is not found": (lambda _: _page(404), STORE, _NO_S3.format("HTTP 404 without an S3 error")),
     "a web server that wants https": (
         lambda request: _page(301, Location=f"https://web.example{request.path}"),
@@ -155,7 +155,7 @@ def test_a_server_that_never_answers(world: World, server: FakeS3) -> None:
         one.bind(("127.0.0.1", 0))
         one.listen()
         world.environment["AWS_ENDPOINT_URL_S3"] = f"http://127.0.0.1:{one.getsockname()[1]}"
-        says(world, LATE, r"no answer from http://127.0.0.1:\d+ in time \(HeadObject of imagefs-store.json\)", "images")
+        says(world, LATE, r"no answer from http://127.0.0.1:\d+ in time \(GetObject of imagefs-store.json\)", "images")
 
 
 def test_a_bucket_in_another_region_is_followed(world: World, server: FakeS3) -> None:
@@ -184,7 +184,7 @@ def test_a_bucket_in_a_region_that_denies(world: World, server: FakeS3) -> None:
         return error(400, "AuthorizationHeaderMalformed", {"x-amz-bucket-region": "eu-central-1"}, "<Region>eu-central-1</Region>")
 
     server.before = only_there
-    refused(world, server, ACCESS, "the store denies HeadObject", mounting=False)
+    refused(world, server, ACCESS, "the store denies GetObject", mounting=False)
 
 
 def test_a_certificate_that_nobody_vouches_for(world: World, server: FakeS3, certificate: Path) -> None:
