@@ -189,9 +189,9 @@ STORE: Final = (
         "content-range",
         "store",
         "answers carry another range",
-        "Each GET of content answers, by its own words, with bytes 4 KiB further on.",
-        "Such an answer is refused, and asked for again until the deadline.",
-        _cells(EIO, first=ends(7)),
+        "Each GET of a part of something answers, by its own words, with bytes 4 KiB further on.",
+        "It is refused, and asked for again until the deadline. What a mount needs is asked for whole, but for an index of over 4 MiB.",
+        _cells(EIO),
     ),
     Column(
         "403",

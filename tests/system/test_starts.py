@@ -154,6 +154,19 @@ def test_of_a_label_only_its_own_starts_are_prefetched(
     forget(world, "stranger", "nightly")
 
 
+def test_a_first_mount_asks_for_each_thing_once(world: World, far: tuple[dict[str, str], FaultProxy]) -> None:
+    """Most of its time is round trips, one after the other: each question before a question costs one more."""
+    link = far[1]
+    link.forget()
+    point = world.mount("test", "mnt", "--no-record", "--no-prefetch")
+    seen = link.requests()
+    assert {one.method for one in seen} == {"GET"}
+    assert sorted(one.key.removeprefix("tests/starts/").partition("/")[0] for one in seen) == [
+        *("blobs", "blobs", "imagefs-store.json", "manifests", "refs")
+    ]
+    world.umount(point)
+
+
 # -- faults -------------------------------------------------------------------------------------------------------------------------------
 
 
